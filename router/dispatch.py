@@ -1,0 +1,128 @@
+"""What each shard is sent for one layer; step 5 of a token's life.
+
+`choose` has picked a shard for every (token, choice); here the pairs are grouped into one message a
+shard, each token's row once. Turning the plan into bytes is the transport's work, adding up the
+answers is `combine`'s.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from router.jit import jit
+
+
+@dataclass(frozen=True, slots=True)
+class ShardRows:
+    """What one shard must compute: P pairs over U distinct tokens; all arrays int32, cpu."""
+
+    shard: int  # index into the table's shards
+    tokens: NDArray[np.int32]  # [U] rows of the hidden states to send, ascending
+    pair_rows: NDArray[np.int32]  # [P] index into `tokens`
+    pair_experts: NDArray[np.int32]  # [P] logical experts
+    pair_positions: NDArray[np.int32]  # [P] t * K + k, the pair's row in the [T * K] answer
+
+
+def plan_dispatch(
+    shards: NDArray[np.int16], expert_ids: NDArray[np.integer]
+) -> tuple[ShardRows, ...]:
+    """Group every (token, choice) by its shard.
+
+    shards: [T, K] int16, from `choose_shards`; expert_ids: [T, K] int32 or int64.
+    Returns one ShardRows for each shard that has pairs, by rising index; pairs by position.
+    """
+    positions = np.arange(shards.size, dtype=np.int32)
+    return plan_pairs(
+        positions, shards.reshape(-1), expert_ids.reshape(-1), n_choices=shards.shape[1]
+    )
+
+
+def plan_pairs(
+    positions: NDArray[np.int32],
+    shards_of_positions: NDArray[np.int16],
+    expert_ids: NDArray[np.integer],
+    *,
+    n_choices: int,
+) -> tuple[ShardRows, ...]:
+    """Group some of a step's pairs, as when they are sent again after a shard died.
+
+    positions: [P] int32, flat t * n_choices + k, distinct, in any order.
+    shards_of_positions: [P] int16, the shard that each of them goes to, >= 0.
+    expert_ids: [P] int32 or int64, the expert of each of them.
+    Returns as `plan_dispatch`; positions still count in the whole step's answer.
+    """
+    if positions.size == 0:
+        return ()
+    if (positions[1:] < positions[:-1]).any():
+        order = np.argsort(positions)
+        positions, expert_ids = positions[order], expert_ids[order]
+        shards_of_positions = shards_of_positions[order]
+    ids = np.ascontiguousarray(expert_ids, dtype=np.int32)
+    n_shards = int(shards_of_positions.max()) + 1
+    packed = np.empty((4, positions.size), dtype=np.int32)
+    ends = np.empty((2, n_shards + 1), dtype=np.int32)
+    _group(positions, shards_of_positions, ids, n_choices, packed, ends)
+    return _cut(packed, ends)
+
+
+def _cut(packed: NDArray[np.int32], ends: NDArray[np.int32]) -> tuple[ShardRows, ...]:
+    tokens, rows, experts, places = packed
+    pair_ends, token_ends = ends.tolist()
+    plan = []
+    for shard in range(len(pair_ends) - 1):
+        start, stop = pair_ends[shard], pair_ends[shard + 1]
+        if start < stop:
+            sent = tokens[token_ends[shard] : token_ends[shard + 1]]
+            pairs = slice(start, stop)
+            plan.append(ShardRows(shard, sent, rows[pairs], experts[pairs], places[pairs]))
+    return tuple(plan)
+
+
+def warm_up() -> None:
+    """Compile the loop."""
+    plan_dispatch(np.zeros((1, 1), dtype=np.int16), np.zeros((1, 1), dtype=np.int32))
+
+
+@jit
+def _group(
+    positions: NDArray[np.int32],
+    shards: NDArray[np.int16],
+    ids: NDArray[np.int32],
+    n_choices: int,
+    packed: NDArray[np.int32],
+    ends: NDArray[np.int32],
+) -> None:
+    """Counting sort by shard. Pairs stay in order, so equal tokens of a shard are neighbours.
+
+    packed: [4, P], filled with tokens, pair rows, experts, positions, shard after shard.
+    ends: [2, S + 1]; shard s owns pairs ends[0, s] to ends[0, s + 1] and tokens likewise.
+    """
+    n_shards = ends.shape[1] - 1
+    last_token = np.full(n_shards, -1, np.int32)
+    ends[:] = 0
+    for p in range(positions.size):
+        shard = shards[p]
+        token = positions[p] // n_choices
+        ends[0, shard + 1] += 1
+        if token != last_token[shard]:
+            ends[1, shard + 1] += 1
+            last_token[shard] = token
+    for shard in range(n_shards):
+        ends[0, shard + 1] += ends[0, shard]
+        ends[1, shard + 1] += ends[1, shard]
+    next_pair = ends[0, :n_shards].copy()
+    next_token = ends[1, :n_shards].copy()
+    last_token[:] = -1
+    for p in range(positions.size):
+        shard = shards[p]
+        token = positions[p] // n_choices
+        if token != last_token[shard]:
+            packed[0, next_token[shard]] = token
+            next_token[shard] += 1
+            last_token[shard] = token
+        pair = next_pair[shard]
+        next_pair[shard] += 1
+        packed[1, pair] = next_token[shard] - 1 - ends[1, shard]
+        packed[2, pair] = ids[p]
+        packed[3, pair] = positions[p]
