@@ -1,0 +1,1 @@
+"""What acts: attention replicas, expert shards, the controller, the transport between them."""

@@ -1,0 +1,1 @@
+"""The attention side: vLLM's engine with its routed experts elsewhere."""

@@ -1,0 +1,39 @@
+"""What an attention worker is told through vLLM's `additional_config`; it holds no secret.
+
+The server process writes it, the worker process of the same replica parses it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from router.choose import Policy
+from router.errors import ConfigError
+
+KEY = "expertmesh"
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteSettings:
+    """How a worker reaches the pool."""
+
+    feed: str  # ipc endpoint of its server process, which hands out tables
+    host: str  # Ray node of this replica
+    reply_timeout_s: float  # an unanswered shard counts as dead after this
+    lost_expert_deadline_s: float  # a step waits so long for an expert that nobody holds
+    policy: Policy  # how replicas are chosen
+
+    def to_additional_config(self) -> dict[str, Any]:
+        """The value for vLLM's `additional_config`."""
+        return {KEY: asdict(self) | {"policy": self.policy.value}}
+
+    @classmethod
+    def parse(cls, additional_config: object) -> "RemoteSettings":
+        """Read it back. Raises ConfigError if it is not there."""
+        found = additional_config.get(KEY) if isinstance(additional_config, Mapping) else None
+        if not isinstance(found, Mapping):
+            raise ConfigError(
+                f"load_format=expertmesh needs additional_config with the key '{KEY}', got "
+                f"{additional_config!r}; start attention through `python -m deploy up`"
+            )
+        return cls(**{**found, "policy": Policy(found["policy"])})

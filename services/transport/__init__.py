@@ -1,0 +1,1 @@
+"""Rows over the wire: the seam and its implementations."""

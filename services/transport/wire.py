@@ -1,0 +1,88 @@
+"""Bytes of the data plane: one header of fixed size, then raw tensors. Little endian.
+
+    request: head, rows [U, H], pair_rows [P] int32, pair_experts [P] int32
+    answer:  head, rows [P, H]
+    refusal: head, reason (utf-8)
+
+Every part is checked against the header before anything is computed with it.
+"""
+
+import struct
+from collections.abc import Sequence
+from typing import Final
+
+import torch
+
+from router.errors import WireFormatError
+from services.transport.base import RowsAnswer, RowsRefusal, RowsRequest
+
+# magic, kind, dtype, layer, number, tokens, pairs, hidden, waited_us, computed_us
+HEAD: Final = struct.Struct("<4sBBHQIIIII")
+MAGIC: Final = b"EXM1"
+REQUEST, ANSWER, REFUSAL = 1, 2, 3
+DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16)
+
+Buffer = bytes | bytearray | memoryview
+
+
+def encode(message: RowsRequest | RowsAnswer | RowsRefusal) -> list[Buffer]:
+    """The parts of one multipart message; tensors are viewed, not copied."""
+    if isinstance(message, RowsRefusal):
+        head = HEAD.pack(MAGIC, REFUSAL, 0, 0, message.number, 0, 0, 0, 0, 0)
+        return [head, message.reason.encode()]
+    rows = message.rows
+    dtype, hidden = DTYPES.index(rows.dtype), rows.shape[1]
+    if isinstance(message, RowsAnswer):
+        times = (message.waited_us, message.computed_us)
+        head = HEAD.pack(MAGIC, ANSWER, dtype, 0, message.number, 0, rows.shape[0], hidden, *times)
+        return [head, _view(rows)]
+    n_pairs = message.pair_rows.shape[0]
+    counts = (rows.shape[0], n_pairs, hidden)
+    head = HEAD.pack(MAGIC, REQUEST, dtype, message.layer, message.number, *counts, 0, 0)
+    return [head, _view(rows), _view(message.pair_rows), _view(message.pair_experts)]
+
+
+def decode(parts: Sequence[Buffer]) -> RowsRequest | RowsAnswer | RowsRefusal:
+    """The message in `parts`; its tensors share their memory. Raises WireFormatError."""
+    if not parts or len(parts[0]) != HEAD.size:
+        got = len(parts[0]) if parts else 0
+        raise WireFormatError(f"message header of {got} bytes, expected {HEAD.size}")
+    magic, kind, dtype, layer, number, tokens, pairs, hidden, waited, computed = HEAD.unpack(
+        parts[0]
+    )
+    if magic != MAGIC:
+        raise WireFormatError(f"message begins with {magic!r}, expected {MAGIC!r}")
+    if kind == REFUSAL and len(parts) == 2:
+        return RowsRefusal(number, bytes(parts[1]).decode(errors="replace"))
+    if dtype >= len(DTYPES):
+        raise WireFormatError(f"message {number} has dtype code {dtype}, known: {len(DTYPES)}")
+    if kind == ANSWER and len(parts) == 2:
+        rows = _tensor(parts[1], DTYPES[dtype], (pairs, hidden), number)
+        return RowsAnswer(number, rows, waited, computed)
+    if kind == REQUEST and len(parts) == 4:
+        rows = _tensor(parts[1], DTYPES[dtype], (tokens, hidden), number)
+        pair_rows = _tensor(parts[2], torch.int32, (pairs,), number)
+        pair_experts = _tensor(parts[3], torch.int32, (pairs,), number)
+        return RowsRequest(number, layer, rows, pair_rows, pair_experts)
+    raise WireFormatError(f"message {number} of kind {kind} has {len(parts)} parts")
+
+
+def _view(tensor: torch.Tensor) -> Buffer:
+    if not tensor.numel():
+        return b""
+    # as bytes: numpy has no bfloat16
+    return tensor.contiguous().view(torch.uint8).numpy().data.cast("B")
+
+
+def _tensor(part: Buffer, dtype: torch.dtype, shape: tuple[int, ...], number: int) -> torch.Tensor:
+    wanted = dtype.itemsize
+    for size in shape:
+        wanted *= size
+    if len(part) != wanted:
+        raise WireFormatError(
+            f"message {number}: a part has {len(part)} bytes, its header says {wanted} "
+            f"({list(shape)} {dtype})"
+        )
+    if wanted == 0:
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(part, dtype=dtype).view(shape)

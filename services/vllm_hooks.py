@@ -1,0 +1,125 @@
+"""Everything of vLLM's insides that the platform touches, in one place and for one version.
+
+The attention side replaces what `RoutedExperts` computes with; the expert side builds one
+`RoutedExperts` at a time with as many experts as it has slots. `check_vllm` says which version
+this was written for when something is not as expected.
+"""
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import vllm
+from vllm.config import VllmConfig
+from vllm.model_executor.custom_op import op_registry_oot
+from vllm.model_executor.layers.fused_moe.fused_moe_method_base import FusedMoEMethodBase
+from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
+from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
+from vllm.model_executor.model_loader.utils import get_model_architecture
+
+from router.errors import EngineError
+
+VLLM_VERSION = "0.32.0"
+EXPECTED_METHODS = {
+    "_get_quant_method": ["self", "prefix", "quant_config", "moe_config"],
+    "_ensure_moe_quant_config_init": ["self"],
+    "get_expert_weights": ["self"],
+}
+EXPECTED_ARGUMENTS = ("layer_name", "params_dtype", "moe_config", "quant_config")
+
+
+def check_vllm() -> None:
+    """Raise EngineError naming both versions if vLLM's routed experts are not the ones we know."""
+    found: list[str] = []
+    for name, wanted in EXPECTED_METHODS.items():
+        method = getattr(RoutedExperts, name, None)
+        if method is None or list(inspect.signature(method).parameters) != wanted:
+            found.append(f"RoutedExperts.{name}{tuple(wanted)}")
+    arguments = list(inspect.signature(RoutedExperts.__init__).parameters)[1:5]
+    if (
+        tuple(arguments) != EXPECTED_ARGUMENTS
+        or "expert_map_manager" not in inspect.signature(RoutedExperts.__init__).parameters
+    ):
+        found.append("RoutedExperts.__init__ arguments")
+    if found:
+        raise EngineError(
+            f"vLLM {vllm.__version__} differs from {VLLM_VERSION}, for which ExpertMesh was "
+            f"written: {', '.join(found)}. Install vLLM {VLLM_VERSION}."
+        )
+
+
+@contextmanager
+def routed_experts_as(
+    vllm_config: VllmConfig, make: Callable[[type[RoutedExperts]], type[RoutedExperts]]
+) -> Iterator[None]:
+    """While open, the model's every kind of `RoutedExperts` is built as `make(kind)`.
+
+    The model's module is imported first, so that kinds of its own (gpt-oss has one) are known.
+    Uses vLLM's out-of-tree registration, and undoes it afterwards.
+    """
+    check_vllm()
+    get_model_architecture(vllm_config.model_config)
+    names: list[str] = []
+    kinds = [RoutedExperts]
+    while kinds:
+        kind = kinds.pop()
+        kinds += kind.__subclasses__()
+        if kind.__name__ in op_registry_oot or kind.__name__ in names:
+            continue
+        RoutedExperts.register_oot(make(kind), name=kind.__name__)
+        names.append(kind.__name__)
+    try:
+        yield
+    finally:
+        for name in names:
+            op_registry_oot.pop(name, None)
+
+
+def moe_runners(model: torch.nn.Module) -> list[MoERunner]:
+    """The MoE layers of the model in the order of its modules, which is that of its layers."""
+    return [m for m in model.modules() if isinstance(m, MoERunner)]
+
+
+class RemoteMethod(FusedMoEMethodBase):
+    """A "quantisation method" without weights: what it computes is computed elsewhere."""
+
+    mk_can_overlap_shared_experts = True  # we run the shared experts between send and receive
+    supports_internal_mk = True
+    topk_indices_dtype = torch.int32
+    is_monolithic = False
+
+    def create_weights(self, layer: torch.nn.Module, *_args: Any, **_kwargs: Any) -> None:
+        """Create nothing: the experts' weights are in the pool."""
+
+    def get_fused_moe_quant_config(self, layer: torch.nn.Module) -> None:
+        return None
+
+    def maybe_roundup_sizes(
+        self, hidden_size: int, intermediate_size_per_partition: int, *_args: Any
+    ) -> tuple[int, int]:
+        return hidden_size, intermediate_size_per_partition
+
+    def apply(self, layer: torch.nn.Module, **tensors: Any) -> torch.Tensor:
+        raise EngineError(f"{layer} ran before it was connected to the pool")
+
+
+def slot_experts(
+    layer: RoutedExperts, arguments: tuple[tuple[Any, ...], dict[str, Any]], n_slots: int
+) -> RoutedExperts:
+    """A fresh `RoutedExperts` like `layer`, but of a model that has `n_slots` experts.
+
+    arguments: what `layer` was built with. Weights are allocated on the current default device
+    and are not initialised. Call inside `set_current_vllm_config`.
+    """
+    args, kwargs = list(arguments[0]), dict(arguments[1])
+    moe_config = copy.copy(args[2])
+    manager = copy.copy(kwargs["expert_map_manager"])
+    moe_config.num_experts = moe_config.num_logical_experts = n_slots
+    moe_config.num_local_experts = n_slots
+    manager.global_num_experts = manager._local_num_experts = n_slots
+    manager._expert_map = None
+    args[2], kwargs["expert_map_manager"] = moe_config, manager
+    return type(layer)(*args, **kwargs)
