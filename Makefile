@@ -1,0 +1,44 @@
+# The ways to work with ExpertMesh. `make` alone lists them.
+# PYTHON=path/to/python uses an environment of your own instead of .venv.
+PYTHON ?= .venv/bin/python
+PYTEST_ARGS ?=
+DEMO_MODEL ?= .expertmesh/demo-model
+
+needs_setup := $(if $(filter .venv/bin/python,$(PYTHON)),setup)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup serve status down demo-model test test-fast check clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## make .venv with every pinned package (3 to 5 minutes once, then instant)
+	@deploy/setup.sh
+
+serve: $(needs_setup) ## build the demo model if need be and serve it on this machine
+	@$(PYTHON) -m deploy up --demo
+
+status: $(needs_setup) ## show what is running
+	@$(PYTHON) -m deploy status
+
+down: $(needs_setup) ## stop what `make serve` started
+	@$(PYTHON) -m deploy down
+
+demo-model: $(needs_setup) ## only build the demo model
+	@$(PYTHON) -m deploy.demo_model --out $(DEMO_MODEL)
+
+test: $(needs_setup) ## run every test
+	@$(PYTHON) -m pytest tests $(PYTEST_ARGS)
+
+test-fast: $(needs_setup) ## run the unit tests alone (under a minute)
+	@$(PYTHON) -m pytest tests/unit $(PYTEST_ARGS)
+
+check: $(needs_setup) ## lint, format and types
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m ruff format --check .
+	@$(PYTHON) -m mypy
+
+clean: ## remove everything that was made here, the environment and the demo model too
+	rm -rf .venv .venv.lock .expertmesh build dist *.egg-info
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

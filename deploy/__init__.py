@@ -1,0 +1,1 @@
+"""The operator's side: command line, checks before a start, demo model, rendered files."""

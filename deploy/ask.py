@@ -1,0 +1,115 @@
+"""Asks a running deployment what it does, within seconds, however it is.
+
+The asking itself is in `deploy.probe`, a process that is killed when it takes too long; what it
+had answered by then is kept.
+"""
+
+import pickle
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, Any
+
+from deploy.probe import STARTED
+from deploy.records import RunRecord
+from router.errors import EngineError, PlatformError
+from services.messages import ControllerStatus
+from services.ray_session import DeploymentState
+
+IMPORT_TIMEOUT_S = 30.0  # for Python to read Ray, on a very busy machine
+ANSWER_TIMEOUT_S = 3.0  # for the cluster; it answers in a tenth of a second
+DELETE_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class RunStatus:
+    """What is known of one deployment."""
+
+    record: RunRecord
+    deployments: tuple[DeploymentState, ...] = ()
+    controller: ControllerStatus | None = None
+    problem: str = ""  # why something is missing
+
+
+def ask_status(record: RunRecord, timeout_s: float = ANSWER_TIMEOUT_S) -> RunStatus:
+    """Ask the cluster; raises nothing, what is missing is told in `problem`."""
+    if not record.address:
+        return RunStatus(record, problem="Ray is still being started")
+    deployments: tuple[DeploymentState, ...] = ()
+    try:
+        with _probe("status", record) as answers:
+            deployments = answers.get(timeout_s, "Ray")
+            controller = answers.get(timeout_s, "the controller")
+    except PlatformError as error:
+        return RunStatus(record, deployments, problem=str(error))
+    return RunStatus(record, deployments, controller)
+
+
+def delete_app(record: RunRecord) -> None:
+    """Take the application off a joined cluster. Raises PlatformError if that cannot be done."""
+    if record.address:
+        with _probe("delete", record) as answers:
+            answers.get(DELETE_TIMEOUT_S, "Ray")
+
+
+class _Answers:
+    """Reads what a probe answers, each with a time limit."""
+
+    def __init__(self, stream: IO[bytes], errors: IO[bytes]) -> None:
+        self._errors = errors
+        self._queue: queue.Queue[Any] = queue.Queue()
+        self._thread = threading.Thread(target=self._read, args=(stream,), daemon=True)
+        self._thread.start()
+
+    def get(self, timeout_s: float, whom: str) -> Any:
+        """The next answer. Raises the PlatformError that was answered, EngineError if none was."""
+        try:
+            found = self._queue.get(timeout=timeout_s)
+        except queue.Empty:
+            raise EngineError(f"{whom} did not answer within {timeout_s:g} s") from None
+        if isinstance(found, PlatformError):
+            raise found
+        if isinstance(found, EOFError):
+            self._errors.seek(0)
+            last = self._errors.read().decode(errors="replace").strip().splitlines()[-1:]
+            raise EngineError(f"{whom} could not be asked: {last[0] if last else 'no reason told'}")
+        return found
+
+    def _read(self, stream: IO[bytes]) -> None:
+        try:
+            while True:
+                self._queue.put(pickle.load(stream))
+        except (EOFError, pickle.UnpicklingError, ValueError):
+            self._queue.put(EOFError())
+
+    def join(self) -> None:
+        """Wait for the thread, which ends with the probe."""
+        self._thread.join()
+
+
+@contextmanager
+def _probe(what: str, record: RunRecord) -> Iterator[_Answers]:
+    words = [what, record.address, record.auth_mode, record.name]
+    with (
+        tempfile.TemporaryFile() as errors,
+        subprocess.Popen(
+            [sys.executable, "-m", "deploy.probe", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+        ) as process,
+    ):
+        assert process.stdout is not None
+        answers = _Answers(process.stdout, errors)
+        try:
+            started = answers.get(IMPORT_TIMEOUT_S, "Ray's own code")
+            assert started == STARTED
+            yield answers
+        finally:
+            process.kill()
+            answers.join()

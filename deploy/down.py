@@ -1,0 +1,84 @@
+"""`down`: ask the recorded `up` to stop, and see that all of it is gone.
+
+Safe to repeat, and after a crash: what a dead `up` left is in its record.
+"""
+
+import signal
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from deploy.processes import (
+    ProcessId,
+    descendants,
+    is_alive,
+    kill_processes,
+    send,
+    wait_gone,
+)
+from deploy.progress import Progress
+from deploy.records import RunRecord, find_records, remove_record
+
+STOP_WAIT_S = 30.0
+LOOK_S = 1.0
+ROUNDS = 5  # while some are killed, others may be starting
+
+
+class AppRemover(Protocol):
+    """What is needed of the backend."""
+
+    def delete_app(self, record: RunRecord) -> None: ...
+
+
+def down(name: str | None, backend: AppRemover, progress: Progress) -> None:
+    """Stop one deployment, or all of this user's; none is no error."""
+    records = find_records(name)
+    if not records:
+        progress.say("nothing runs" if name is None else f"no deployment named {name} runs")
+    for record in records:
+        if is_alive(record.owner):
+            text = f"stopping {record.name}, process {record.owner.pid}"
+        else:
+            text = f"clearing up after {record.name}, whose process {record.owner.pid} is gone"
+        with progress.step(text):
+            stop_run(record, backend, progress)
+
+
+def stop_run(
+    record: RunRecord,
+    backend: AppRemover,
+    progress: Progress,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+) -> None:
+    """End one `up` and everything that it started; remove its application from a joined cluster.
+
+    Raises PlatformError if the joined cluster cannot be asked; the record then stays.
+    """
+    known = set(record.processes)
+    was_orderly = is_alive(record.owner)
+    if was_orderly:
+        send(record.owner, signal.SIGTERM)
+        end_s = clock() + STOP_WAIT_S
+        while is_alive(record.owner) and clock() < end_s:
+            known |= set(descendants(record.owner))
+            wait_gone([record.owner], LOOK_S)
+        was_orderly = not is_alive(record.owner)
+    if killed := kill_run(record.owner, known):
+        progress.say(f"killed {killed} processes that had not stopped by themselves")
+    if record.is_joined and not was_orderly:
+        backend.delete_app(record)
+    remove_record(record)
+
+
+def kill_run(owner: ProcessId, known: set[ProcessId]) -> int:
+    """Kill the owner and what is known of its descendants; returns how many there were."""
+    killed = 0
+    for _ in range(ROUNDS):
+        families = [p for process in {owner, *known} for p in (process, *descendants(process))]
+        alive = {process for process in families if is_alive(process)}
+        if not alive:
+            break
+        killed += len(alive)
+        kill_processes(alive)
+    return killed

@@ -1,0 +1,58 @@
+"""Ctrl-C and its kin: one way to be stopped.
+
+`Stopped` is raised in the main thread by SIGINT, SIGTERM and SIGHUP alike. What is to be ended
+then is in `deploy.processes`.
+"""
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SAME_WISH_S = 1.0
+
+
+class Stopped(KeyboardInterrupt):
+    """Somebody wants the command to end."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.exit_code = 128 + signum
+
+
+def raise_on_stop_signals(clock: Callable[[], float] = time.monotonic) -> None:
+    """Call it again after libraries that install handlers of their own (Ray does).
+
+    Signals that follow within a second are taken for the same wish: they must not interrupt the
+    clean-up that the first has begun.
+    """
+    raised_s = -math.inf
+
+    def raise_stopped(signum: int, frame: FrameType | None) -> None:
+        nonlocal raised_s
+        now_s = clock()
+        if now_s - raised_s >= SAME_WISH_S:
+            raised_s = now_s
+            raise Stopped(signum)
+
+    for signum in STOP_SIGNALS:
+        signal.signal(signum, raise_stopped)
+
+
+@contextmanager
+def stop_signals_ignored() -> Iterator[None]:
+    """For the stopping itself, which a second Ctrl-C must not cut short."""
+    # Not SIG_IGN: that would be inherited by programs started meanwhile.
+    before = {signum: signal.signal(signum, _do_nothing) for signum in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def _do_nothing(signum: int, frame: FrameType | None) -> None:
+    return

@@ -1,0 +1,86 @@
+"""Messages of the data plane: bytes and back, and what is refused."""
+
+import pytest
+import torch
+
+from router.errors import WireFormatError
+from services.transport.base import RowsAnswer, RowsRefusal, RowsRequest
+from services.transport.wire import HEAD, MAGIC, decode, encode
+
+
+def request(dtype: torch.dtype = torch.bfloat16) -> RowsRequest:
+    rows = torch.arange(12, dtype=torch.float32).view(3, 4).to(dtype)
+    pairs = torch.tensor([0, 2, 2], dtype=torch.int32)
+    return RowsRequest(77, 5, rows, pairs, torch.tensor([9, 1, 300], dtype=torch.int32))
+
+
+def over_the_wire(message: RowsRequest | RowsAnswer | RowsRefusal) -> list[bytearray]:
+    return [bytearray(part) for part in encode(message)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_request_comes_back_as_it_was(dtype: torch.dtype) -> None:
+    sent = request(dtype)
+    got = decode(over_the_wire(sent))
+    assert isinstance(got, RowsRequest)
+    assert (got.number, got.layer) == (77, 5)
+    assert torch.equal(got.rows, sent.rows)
+    assert got.rows.dtype == dtype
+    assert torch.equal(got.pair_rows, sent.pair_rows)
+    assert torch.equal(got.pair_experts, sent.pair_experts)
+
+
+def test_an_answer_comes_back_as_it_was() -> None:
+    sent = RowsAnswer(8, torch.randn(5, 3), waited_us=11, computed_us=22)
+    got = decode(over_the_wire(sent))
+    assert isinstance(got, RowsAnswer)
+    assert (got.number, got.waited_us, got.computed_us) == (8, 11, 22)
+    assert torch.equal(got.rows, sent.rows)
+
+
+def test_a_refusal_comes_back_as_it_was() -> None:
+    assert decode(over_the_wire(RowsRefusal(3, "not here"))) == RowsRefusal(3, "not here")
+
+
+def test_rows_that_are_a_slice_of_a_larger_tensor_are_sent_as_they_look() -> None:
+    wide = torch.randn(4, 10)
+    got = decode(over_the_wire(RowsAnswer(1, wide[:, :6])))
+    assert isinstance(got, RowsAnswer)
+    assert torch.equal(got.rows, wide[:, :6])
+
+
+def test_no_rows_is_a_message_too() -> None:
+    got = decode(over_the_wire(RowsAnswer(1, torch.empty(0, 6))))
+    assert isinstance(got, RowsAnswer)
+    assert got.rows.shape == (0, 6)
+
+
+@pytest.mark.parametrize("part", [1, 2, 3])
+def test_a_part_of_another_length_is_refused_with_both_lengths(part: int) -> None:
+    parts = over_the_wire(request())
+    parts[part] += b"\0\0\0\0"
+    with pytest.raises(WireFormatError, match=rf"has {len(parts[part])} bytes, its header says"):
+        decode(parts)
+
+
+def test_another_protocol_is_named() -> None:
+    parts = over_the_wire(request())
+    parts[0] = b"HTTP" + parts[0][4:]
+    with pytest.raises(WireFormatError, match="begins with b'HTTP'"):
+        decode(parts)
+
+
+def test_a_short_header_is_refused() -> None:
+    with pytest.raises(WireFormatError, match=f"header of 4 bytes, expected {HEAD.size}"):
+        decode([MAGIC])
+    with pytest.raises(WireFormatError, match="header of 0 bytes"):
+        decode([])
+
+
+def test_missing_parts_and_unknown_dtypes_are_refused() -> None:
+    parts = over_the_wire(request())
+    with pytest.raises(WireFormatError, match="has 3 parts"):
+        decode(parts[:3])
+    strange = HEAD.pack(MAGIC, 2, 9, 0, 4, 0, 1, 1, 0, 0)
+    with pytest.raises(WireFormatError, match="dtype code 9"):
+        decode([strange, bytearray(4)])
