@@ -7,10 +7,10 @@ DEMO_MODEL ?= .expertmesh/demo-model
 needs_setup := $(if $(filter .venv/bin/python,$(PYTHON)),setup)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve status down demo-model test test-fast check clean
+.PHONY: help setup serve status down demo-model test test-families test-fast check clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## make .venv with every pinned package (3 to 5 minutes once, then instant)
 	@deploy/setup.sh
@@ -27,8 +27,11 @@ down: $(needs_setup) ## stop what `make serve` started
 demo-model: $(needs_setup) ## only build the demo model
 	@$(PYTHON) -m deploy.demo_model --out $(DEMO_MODEL)
 
-test: $(needs_setup) ## run every test
-	@$(PYTHON) -m pytest tests $(PYTEST_ARGS)
+test: $(needs_setup) ## run the tests (about 15 minutes)
+	@$(PYTHON) -m pytest tests -m "not extended" $(PYTEST_ARGS)
+
+test-families: $(needs_setup) ## compare every known model family with unmodified vLLM
+	@$(PYTHON) -m pytest tests/component/test_families.py -rP $(PYTEST_ARGS)
 
 test-fast: $(needs_setup) ## run the unit tests alone (under a minute)
 	@$(PYTHON) -m pytest tests/unit $(PYTEST_ARGS)

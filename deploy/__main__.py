@@ -3,19 +3,20 @@
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from typing import NoReturn
 
 from deploy.cli import main
 
 
-def run() -> NoReturn:
+def run(command: Callable[[], int] = main) -> NoReturn:
     """Run the command and end at once.
 
     Without exit handlers: everything is stopped by now, and Ray's would wait for what is gone.
     """
     code: object = 1
     try:
-        code = main()
+        code = command()
     except SystemExit as wish:
         code = wish.code
     except BaseException:

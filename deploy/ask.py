@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from services.messages import ControllerStatus
 from services.ray_session import DeploymentState
 
 IMPORT_TIMEOUT_S = 30.0  # for Python to read Ray, on a very busy machine
-ANSWER_TIMEOUT_S = 3.0  # for the cluster; it answers in a tenth of a second
+ANSWER_TIMEOUT_S = 2.0  # for the cluster and the controller together; it takes them 0.2 s
 DELETE_TIMEOUT_S = 60.0
 
 
@@ -43,8 +44,9 @@ def ask_status(record: RunRecord, timeout_s: float = ANSWER_TIMEOUT_S) -> RunSta
     deployments: tuple[DeploymentState, ...] = ()
     try:
         with _probe("status", record) as answers:
+            end_s = time.monotonic() + timeout_s
             deployments = answers.get(timeout_s, "Ray")
-            controller = answers.get(timeout_s, "the controller")
+            controller = answers.get(end_s - time.monotonic(), "the controller")
     except PlatformError as error:
         return RunStatus(record, deployments, problem=str(error))
     return RunStatus(record, deployments, controller)
@@ -69,9 +71,9 @@ class _Answers:
     def get(self, timeout_s: float, whom: str) -> Any:
         """The next answer. Raises the PlatformError that was answered, EngineError if none was."""
         try:
-            found = self._queue.get(timeout=timeout_s)
+            found = self._queue.get(timeout=max(timeout_s, 0.0))
         except queue.Empty:
-            raise EngineError(f"{whom} did not answer within {timeout_s:g} s") from None
+            raise EngineError(f"{whom} did not answer within {timeout_s:.1f} s") from None
         if isinstance(found, PlatformError):
             raise found
         if isinstance(found, EOFError):

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from services.ray_session import RayAccess
 
 
+ROOT = Path(__file__).parents[1]
+
+
 class Backend(Protocol):
     """The acts behind the commands."""
 
@@ -46,8 +49,11 @@ class Backend(Protocol):
     def first_token(self, config: DeploymentConfig) -> None:
         """Return when the API has answered a request; raise PlatformError if it will not."""
 
-    def shutdown(self, config: DeploymentConfig) -> None:
-        """Stop what this process started; nothing to stop is no error."""
+    def shutdown(self, config: DeploymentConfig, *, drain: bool) -> None:
+        """Stop what this process started; with `drain`, let requests end first.
+
+        Nothing to stop is no error.
+        """
 
     def status(self, record: RunRecord) -> "RunStatus":
         """Ask a deployment that another process runs; answers within seconds."""
@@ -68,7 +74,7 @@ class RealBackend:
         build_demo_model(out, progress=progress)
 
     def ask_vllm(self) -> VllmFacts:
-        return ask_vllm()
+        return ask_vllm(cache=ROOT / ".expertmesh")
 
     def start_ray(self, config: DeploymentConfig) -> "RayAccess":
         from services.ray_session import start_ray
@@ -98,10 +104,10 @@ class RealBackend:
     def first_token(self, config: DeploymentConfig) -> None:
         ask_first_token(config)
 
-    def shutdown(self, config: DeploymentConfig) -> None:
+    def shutdown(self, config: DeploymentConfig, *, drain: bool) -> None:
         from services.ray_session import shutdown
 
-        shutdown(config)
+        shutdown(config, drain=drain)
 
     def status(self, record: RunRecord) -> "RunStatus":
         from deploy.ask import ask_status

@@ -78,10 +78,12 @@ def show_status(arguments: argparse.Namespace, backend: Backend, out: TextIO) ->
 
     Raises ConfigError if nothing runs.
     """
-    records = [r for r in find_records(arguments.name) if r.is_joined or is_alive(r.owner)]
+    found = find_records(arguments.name)
+    records = [record for record in found if record.is_joined or is_alive(record.owner)]
     if not records:
         named = f" under the name {arguments.name}" if arguments.name else ""
-        raise ConfigError(f"nothing runs{named}; start it with: python -m deploy up --demo")
+        died = f" ({found[0].name} died; clear up with: python -m deploy down)" if found else ""
+        raise ConfigError(f"nothing runs{named}{died}; start it with: python -m deploy up --demo")
     with ThreadPoolExecutor(len(records)) as threads:
         runs = list(threads.map(backend.status, records))
     shown = status_json(runs) if arguments.json else status_text(runs, experts=arguments.experts)

@@ -11,7 +11,13 @@ from typing import NoReturn
 
 from router.errors import PlatformError
 from services.cluster import controller_status
-from services.ray_session import RayAccess, connect, delete_app, deployment_states
+from services.ray_session import (
+    RayAccess,
+    connect,
+    delete_app,
+    deployment_states,
+    prepare_access,
+)
 
 STARTED, DELETED = "started", "deleted"
 
@@ -25,11 +31,13 @@ def main(what: str, address: str, auth_mode: str, app: str) -> None:
         answers.write(pickle.dumps(value))
         answers.flush()
 
+    access = RayAccess(address, auth_mode)
+    prepare_access(access)
     import ray.serve  # noqa: F401  # takes seconds on a busy machine, which are no sign of trouble
 
     answer(STARTED)
     try:
-        connect(RayAccess(address, auth_mode))
+        connect(access)
         if what == "delete":
             delete_app(app)
             answer(DELETED)

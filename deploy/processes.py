@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 
 TERMINATE_WAIT_S = 5.0
+KILL_WAIT_S = 5.0
 POLL_S = 0.05
 PR_SET_CHILD_SUBREAPER = 36
 STATE, START_TICKS = 0, 19  # fields of /proc/PID/stat after the program's name
@@ -95,12 +96,12 @@ def wait_gone(
     return left
 
 
-def end_processes(processes: Iterable[ProcessId]) -> int:
-    """End those that still run, first politely; returns how many there were."""
+def end_processes(processes: Iterable[ProcessId], wait_s: float = TERMINATE_WAIT_S) -> int:
+    """End those that still run, after `wait_s` by force; returns how many there were."""
     running = [process for process in processes if is_alive(process)]
     for process in running:
         send(process, signal.SIGTERM)
-    kill_processes(wait_gone(running, TERMINATE_WAIT_S))
+    kill_processes(wait_gone(running, wait_s))
     return len(running)
 
 
@@ -109,4 +110,4 @@ def kill_processes(processes: Iterable[ProcessId]) -> None:
     processes = tuple(processes)
     for process in processes:
         send(process, signal.SIGKILL)
-    wait_gone(processes, TERMINATE_WAIT_S)
+    wait_gone(processes, KILL_WAIT_S)

@@ -130,11 +130,13 @@ class Claim:
 
 
 def remove_record(record: RunRecord) -> None:
-    """Remove the record of this `up`, if no other has taken its place."""
+    """Remove the record of this `up`, if no other has taken its place, and its actors' sockets."""
     folder = run_folder(record.name)
     with _locked(folder):
         found = read_record(folder)
         if found is not None and found.owner == record.owner:
+            for socket in [file for file in folder.iterdir() if file.is_socket()]:
+                socket.unlink()
             (folder / RECORD).unlink()
 
 

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from deploy.memory import gib
+from deploy.memory import GIB, gib
 
 if TYPE_CHECKING:
     from deploy.ask import RunStatus
@@ -22,7 +22,7 @@ def status_text(runs: Sequence["RunStatus"], *, experts: bool = False) -> str:
 
 def status_json(runs: Sequence["RunStatus"]) -> str:
     """The same, with the full map of experts, as one object."""
-    return json.dumps({"runs": [_run_values(run) for run in runs]}, indent=2)
+    return json.dumps({"runs": [_run_values(run) for run in runs]})
 
 
 def compact(experts: Sequence[int]) -> str:
@@ -30,6 +30,11 @@ def compact(experts: Sequence[int]) -> str:
     runs = groupby(enumerate(sorted(experts)), key=lambda pair: pair[1] - pair[0])
     ranges = [[expert for _, expert in run] for _, run in runs]
     return ", ".join(f"{r[0]}-{r[-1]}" if len(r) > 1 else str(r[0]) for r in ranges) or "none"
+
+
+def size(n_bytes: int) -> str:
+    """Bytes in the unit that suits them."""
+    return gib(n_bytes) if n_bytes >= GIB else f"{n_bytes / 1024**2:.1f} MiB"
 
 
 def describe_held(held: Sequence[Sequence[int]]) -> str:
@@ -90,9 +95,9 @@ def _shard_row(shard: "ShardStatus") -> tuple[str, ...]:
         shard.host[:HOST_LETTERS],
         f"loading {shard.loading}" if shard.loading else shard.state,
         f"{shard.slots_used} of {shard.slots_total}",
-        gib(shard.resident_bytes),
-        gib(shard.weight_bytes),
-        gib(shard.read_bytes),
+        size(shard.resident_bytes),
+        size(shard.weight_bytes),
+        size(shard.read_bytes),
         describe_held(shard.held),
     )
 

@@ -23,23 +23,42 @@ class Stopped(KeyboardInterrupt):
         self.exit_code = 128 + signum
 
 
-def raise_on_stop_signals(clock: Callable[[], float] = time.monotonic) -> None:
-    """Call it again after libraries that install handlers of their own (Ray does).
+class StopSignals:
+    """Raises `Stopped`, and remembers that it did.
 
     Signals that follow within a second are taken for the same wish: they must not interrupt the
     clean-up that the first has begun.
     """
-    raised_s = -math.inf
 
-    def raise_stopped(signum: int, frame: FrameType | None) -> None:
-        nonlocal raised_s
-        now_s = clock()
-        if now_s - raised_s >= SAME_WISH_S:
-            raised_s = now_s
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._raised_s = -math.inf
+        self._wish: int | None = None
+
+    def install(self) -> None:
+        """Call it again after libraries that install handlers of their own (Ray does)."""
+        for signum in STOP_SIGNALS:
+            signal.signal(signum, self._raise)
+        self.check()
+
+    def check(self) -> None:
+        """Raise again: a library may have swallowed it, in a callback or while importing."""
+        if self._wish is not None:
+            raise Stopped(self._wish)
+
+    def _raise(self, signum: int, frame: FrameType | None) -> None:
+        now_s = self._clock()
+        if now_s - self._raised_s >= SAME_WISH_S:
+            self._raised_s = now_s
+            self._wish = signum
             raise Stopped(signum)
 
-    for signum in STOP_SIGNALS:
-        signal.signal(signum, raise_stopped)
+
+def raise_on_stop_signals(clock: Callable[[], float] = time.monotonic) -> StopSignals:
+    """From now on."""
+    signals = StopSignals(clock)
+    signals.install()
+    return signals
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from deploy.processes import adopt_orphans
 from deploy.progress import Progress
 from deploy.records import LIBRARY_LOG, Claim
 from deploy.signals import raise_on_stop_signals, stop_signals_ignored
-from deploy.start import end_descendants, serve, start, stop
+from deploy.start import Session, end_descendants, serve, start, stop
 from services.config import DeploymentConfig, load_config
 from services.hardware import Machine
 
@@ -50,34 +50,29 @@ def up(
     Raises ConfigError before anything was started, another PlatformError if the start fails, and
     Stopped when a signal ends it.
     """
-    raise_on_stop_signals()
+    signals = raise_on_stop_signals()
     config = read_config(options)
     claim = Claim(config, f"{base_url(config)}/v1")
     adopt_orphans()
     try:
         with backend.quiet(claim.folder / LIBRARY_LOG):
             checked = check(config, options.is_demo, backend, progress, machine)
-            run(checked.config, backend, progress, claim, sleep)
+            signals.check()
+            run(checked.config, Session(backend, progress, claim, signals, sleep))
     finally:
         with stop_signals_ignored():
             end_descendants()
             claim.release()
 
 
-def run(
-    config: DeploymentConfig,
-    backend: Backend,
-    progress: Progress,
-    claim: Claim,
-    sleep: Callable[[float], None],
-) -> None:
+def run(config: DeploymentConfig, session: Session) -> None:
     """Start, serve, and stop what was started."""
     try:
-        start(config, backend, progress, claim, sleep)
-        serve(progress, claim, sleep)
+        start(config, session)
+        serve(session)
     finally:
         with stop_signals_ignored():
-            stop(config, backend, progress)
+            stop(config, session)
 
 
 def read_config(options: UpOptions) -> DeploymentConfig:

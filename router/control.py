@@ -145,9 +145,10 @@ class ControlState:
         )
         if self.table is None:
             there = int(np.count_nonzero(table.counts))
-            self.waiting_for = (
-                f"experts: {there} of {table.counts.size} in place on {len(live)} shards"
-            )
+            if self.target:
+                self.waiting_for = (
+                    f"experts: {there} of {table.counts.size} in place on {len(live)} shards"
+                )
             assert self._first_s is not None
             has_settled = len(live) >= self.settings.shards or (
                 now_s - self._first_s > self.settings.settle_s
@@ -203,13 +204,16 @@ class ControlState:
 
     def _may_place(self, live: dict[ShardId, ShardState], now_s: float) -> bool:
         """Whether to (re)place now, or to wait for shards that are expected."""
-        missing = self.settings.shards - len(live)
-        if missing <= 0:
+        assert self._first_s is not None
+        if len(live) >= self.settings.shards:
+            self._lost_s = None
             return True
+        waited_s = now_s - self._first_s
+        if waited_s <= self.settings.settle_s:
+            return False  # after a restart the others will report within moments
         if not self._members and all((s.held < 0).all() for s in live.values()):
             self.waiting_for = f"shards: {len(live)} of {self.settings.shards} have reported"
-            assert self._first_s is not None
-            return now_s - self._first_s > self.settings.replacement_grace_s
+            return waited_s > self.settings.replacement_grace_s
         if not self._holds_all(live):
             return True  # an expert is nowhere: load it wherever there is room
         if self._lost_s is None:

@@ -9,15 +9,17 @@ from typing import Any
 
 from ray import serve
 from ray.serve.deployment import Application
-from ray.serve.llm import LLMConfig, build_openai_app
+from ray.serve.llm import LLMConfig
 
+from services.attention.engine_args import cpu_engine_args
 from services.attention.plugin import LOAD_FORMAT
 from services.attention.server import CONFIG_KEY, AttentionServer
+from services.checkpoint import read_checkpoint
 from services.cluster import CONTROLLER
 from services.config import DeploymentConfig
 from services.controller import Controller
 from services.experts.shard import ExpertShard
-from services.gateway import Gateway
+from services.gateway import build_gateway
 from services.transport.keys import make_keys
 
 ROOT = Path(__file__).parents[1]
@@ -55,20 +57,15 @@ def build_app(config: DeploymentConfig) -> Application:
         health_check_period_s=2,
         graceful_shutdown_timeout_s=5,
     ).bind(config, config.name)
-    return build_openai_app(
-        {
-            "llm_configs": [_llm_config(config)],
-            "ingress_cls_config": {
-                "ingress_cls": Gateway,
-                "ingress_extra_kwargs": {"controller": controller, "pool": pool},
-            },
-            "ingress_deployment_config": {
-                "autoscaling_config": None,
-                "num_replicas": 1,
-                "max_ongoing_requests": MANY,
-                "ray_actor_options": {"num_cpus": 0, "runtime_env": _environment()},
-            },
-        }
+    return build_gateway(
+        _llm_config(config),
+        controller=controller,
+        pool=pool,
+        options={
+            "num_replicas": 1,
+            "max_ongoing_requests": MANY,
+            "ray_actor_options": {"num_cpus": 0, "runtime_env": _environment()},
+        },
     )
 
 
@@ -83,10 +80,11 @@ def _llm_config(config: DeploymentConfig) -> LLMConfig:
         "max_num_seqs": attention.max_num_seqs,
         "max_num_batched_tokens": attention.max_num_batched_tokens,
         "enforce_eager": True,
-        **attention.engine_args,
     }
     if not on_gpu:
         engine["kv_cache_memory_bytes"] = round(attention.kv_cache_gib * 2**30)
+        engine |= cpu_engine_args(read_checkpoint(model.folder).config)
+    engine |= attention.engine_args
     return LLMConfig(
         model_loading_config={"model_id": model.served_name, "model_source": str(model.folder)},
         server_cls=AttentionServer,

@@ -79,7 +79,8 @@ class AttentionConfig(Section):
     max_num_seqs: AtLeastOne = 64
     # Tokens in one engine step, >= 1. None: vLLM's choice.
     max_num_batched_tokens: AtLeastOne | None = None
-    # Further vLLM AsyncEngineArgs by name. Those that the platform manages are refused.
+    # Further arguments of vLLM's engine (AsyncEngineArgs) and of its API server (tool_call_parser,
+    # chat_template, …) by name. Those that the platform manages are refused.
     engine_args: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("engine_args")

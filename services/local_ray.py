@@ -2,7 +2,7 @@
 
 Without this, Ray 2.60 listens on every interface, and writes its token where others may read it.
 What is set here goes into the environment, which is the only way to reach all of Ray's processes:
-the one place beside `services.config` that touches it. `services.cluster` does the starting.
+the one place beside `services.config` that touches it. `services.ray_session` does the starting.
 """
 
 import contextlib

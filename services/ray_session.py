@@ -61,7 +61,8 @@ def start_ray(config: DeploymentConfig) -> RayAccess:
             raise EngineError(f"Ray did not start: {error!r}. {RAY_LOGS}") from error
         raise ConfigError(
             f"the Ray cluster at {config.ray.address} (ray.address) cannot be joined: {error!r}. "
-            "Start one there with ray start --head, or leave ray.address out."
+            "Is it up (ray status)? If it asks for a token, set RAY_AUTH_MODE=token here too. Or "
+            "leave ray.address out, to start Ray here."
         ) from error
 
 
@@ -112,15 +113,20 @@ def check_reachable(address: str) -> None:
         ) from error
 
 
+def prepare_access(access: RayAccess) -> None:
+    """Call it before Ray is imported, which settles how it proves who it is."""
+    use_auth_mode(access.auth_mode)
+    if access.address.startswith("127."):
+        use_loopback()
+
+
 def connect(access: RayAccess) -> None:
     """Join a running cluster in order to ask it, in a process that may be killed.
 
     Ray tries for minutes if the cluster is half dead, and does not hear signals meanwhile.
+    Raises ConfigError if there is none.
     """
     check_reachable(access.address)
-    use_auth_mode(access.auth_mode)
-    if access.address.startswith("127."):
-        use_loopback()
     import ray
 
     ray.init(access.address, log_to_driver=False, configure_logging=False)
@@ -178,17 +184,20 @@ def app_progress(app: str) -> list[str]:
     return lines
 
 
-def shutdown(config: DeploymentConfig) -> None:
-    """Stop the application, and the Ray that this process started; one that was joined stays."""
+def shutdown(config: DeploymentConfig, *, drain: bool) -> None:
+    """Stop the application, and the Ray that this process started; one that was joined stays.
+
+    drain: let requests end first, as Serve does it; takes seconds even if there are none.
+    """
     ray = sys.modules.get("ray")
     if ray is None or not hasattr(ray, "is_initialized") or not ray.is_initialized():
         return  # a start that was interrupted early, perhaps within the import
     from ray import serve
 
-    if config.ray.address is None:
-        serve.shutdown()
-    else:  # others may be served there too
+    if config.ray.address is not None:  # others may be served there too
         serve.delete(config.name)
+    elif drain:
+        serve.shutdown()
     ray.shutdown()
 
 

@@ -47,7 +47,7 @@ class ZmqLink:
         """host: this replica's Ray node; shards there are reached by ipc, others by tcp."""
         self._host = host
         self._keys = keys
-        self._context = zmq.Context()
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
         self._poller = zmq.Poller()
         self._sockets: dict[ShardId, zmq.Socket[bytes]] = {}
         self._monitors: dict[ShardId, zmq.Socket[bytes]] = {}
@@ -141,7 +141,6 @@ class ZmqLink:
     def close(self) -> None:
         for shard_id in list(self._sockets):
             self._disconnect(shard_id)
-        self._context.destroy(0)
 
 
 class ZmqPort:
@@ -157,7 +156,7 @@ class ZmqPort:
         keys: DataPlaneKeys | None = None,
     ) -> None:
         """Listen on ipc below `run_dir`, and on `tcp_host` with `keys` if that is given."""
-        self._context = zmq.Context()
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
         self._poller = zmq.Poller()
         self._sockets: list[zmq.Socket[bytes]] = []
         self._authenticator: zmq.auth.thread.ThreadAuthenticator | None = None
@@ -229,7 +228,6 @@ class ZmqPort:
             self._authenticator.stop()
         for router in self._sockets:
             router.close(0)
-        self._context.destroy(0)
         self._path.unlink(missing_ok=True)
 
 

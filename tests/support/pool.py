@@ -1,182 +1,199 @@
-"""A real pool of shard processes without Ray, for tests that drive vLLM's engine offline."""
+"""A pool without Ray: one process with many shards, each with a real kernel and a real socket.
+
+It holds several layouts of the same checkpoint at once; the table that is published says which
+of them an attention engine meets. `pool_process` is how a test speaks to it.
+"""
 
 import asyncio
-import multiprocessing
-import os
-import signal
-import tempfile
+import re
 import threading
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from router.choose import Policy
-from router.table import ReplicaTable, ShardAddress, ShardId, build_table
-from services.attention.feed import TableDesk, WorkerReport
+from router.table import Holdings, ReplicaTable, ShardId, build_table
+from services.attention.feed import TableDesk
 from services.attention.plugin import LOAD_FORMAT
 from services.attention.settings import RemoteSettings
+from services.experts.worker import ShardWorker
 
-Layout = Mapping[int, Mapping[int, int]]
-"""What one shard holds: layer → slot → expert."""
+
+@dataclass(frozen=True)
+class Layout:
+    """Which shards hold which experts: shard name → layer → experts."""
+
+    name: str
+    shards: dict[str, dict[int, list[int]]]
 
 
 def spread(
-    n_layers: int, n_experts: int, n_shards: int, *, redundancy: int = 1, shift: int = 0
-) -> list[Layout]:
-    """A simple placement: replica r of expert e on shard (e + r + shift * layer) mod n_shards."""
-    layouts: list[dict[int, dict[int, int]]] = [{} for _ in range(n_shards)]
+    name: str, *, n_layers: int, n_experts: int, n_shards: int, redundancy: int = 1, shift: int = 0
+) -> Layout:
+    """Replica r of expert e lies on shard (e + r + shift * layer) mod n_shards."""
+    shards: dict[str, dict[int, list[int]]] = {}
     for layer in range(n_layers):
         for expert in range(n_experts):
             for replica in range(redundancy):
-                slots = layouts[(expert + replica + shift * (layer + 1)) % n_shards]
-                held = slots.setdefault(layer, {})
-                held[len(held)] = expert
-    return layouts
+                index = (expert + replica + shift * layer) % n_shards
+                shards.setdefault(f"{name}-{index}", {}).setdefault(layer, []).append(expert)
+    return Layout(name, shards)
 
 
-def _shard_main(
-    pipe: Connection, model: str, dtype: str, n_slots: int, name: str, run_dir: str
-) -> None:
-    from services.experts.engine import shard_vllm_config
-    from services.experts.vllm_kernel import VllmKernel
-    from services.experts.worker import ShardWorker
-    from services.transport.zeromq import ZmqPort
-
-    kernel = VllmKernel(shard_vllm_config(model, dtype=dtype), n_slots)
-    port = ZmqPort(ShardId(name), host="test", run_dir=Path(run_dir))
-    worker = ShardWorker(kernel, port, threads=1)
-    worker.start()
-    pipe.send((port.address, kernel.n_layers, kernel.n_experts))
-    while True:
-        order, value = pipe.recv()
-        if order == "stop":
-            worker.stop()
-            return
-        if order == "load":
-            for layer, experts in value.items():
-                worker.load(layer, dict(experts))
-        pipe.send((worker.held(), worker.stats, kernel.weight_bytes()))
+def layouts(n_layers: int, n_experts: int) -> list[Layout]:
+    """1, 2 and 4 shards, two placements on 2, and 4 shards with every expert twice."""
+    size = {"n_layers": n_layers, "n_experts": n_experts}
+    return [
+        spread("one", **size, n_shards=1),
+        spread("two", **size, n_shards=2),
+        spread("two-shifted", **size, n_shards=2, shift=1),
+        spread("four", **size, n_shards=4),
+        spread("four-twice", **size, n_shards=4, redundancy=2, shift=1),
+    ]
 
 
-@dataclass
-class Shard:
-    """One shard process."""
+class Desk:
+    """A `TableDesk` in a thread."""
 
-    process: Any
-    pipe: Connection
-    address: ShardAddress
-    layout: Layout
+    def __init__(self, endpoint: str) -> None:
+        self.endpoint = endpoint
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        self._ready.wait()
 
-    def call(self, order: str, value: Any = None) -> Any:
-        self.pipe.send((order, value))
-        return self.pipe.recv()
-
-    def signal(self, number: signal.Signals) -> None:
-        os.kill(self.process.pid, number)
-
-
-@dataclass
-class LocalPool:
-    """Shards as processes, and the desk an attention worker joins. Use as a context manager."""
-
-    model: Path
-    layouts: Sequence[Layout]
-    dtype: str = "float32"
-    shards: list[Shard] = field(default_factory=list)
-    version: int = 0
-    n_layers: int = 0
-    n_experts: int = 0
-    reports: list[WorkerReport] = field(default_factory=list)
-
-    def __enter__(self) -> "LocalPool":
-        self._folder = tempfile.TemporaryDirectory(prefix="exm-")
-        context = multiprocessing.get_context("spawn")
-        for index, layout in enumerate(self.layouts):
-            ours, theirs = context.Pipe()
-            n_slots = max(len(slots) for slots in layout.values())
-            arguments = (
-                theirs,
-                str(self.model),
-                self.dtype,
-                n_slots,
-                f"shard-{index}",
-                self._folder.name,
-            )
-            process = context.Process(target=_shard_main, args=arguments, daemon=True)
-            process.start()
-            self.shards.append(Shard(process, ours, ShardAddress(ShardId("?"), ""), layout))
-        for shard in self.shards:
-            if not shard.pipe.poll(120):
-                raise TimeoutError("a shard process did not start within 120 s")
-            shard.address, self.n_layers, self.n_experts = shard.pipe.recv()
-        for shard in self.shards:
-            shard.pipe.send(("load", shard.layout))
-        for shard in self.shards:
-            shard.pipe.recv()
-        self._start_desk()
-        self.publish(self.table())
-        return self
-
-    def table(self, *, without: Sequence[int] = ()) -> ReplicaTable:
-        """The next version, of what the shards hold."""
-        self.version += 1
-        holdings = [
-            (s.address, {layer: list(slots.values()) for layer, slots in s.layout.items()})
-            for i, s in enumerate(self.shards)
-            if i not in without
-        ]
-        return build_table(self.version, holdings, n_layers=self.n_layers, n_experts=self.n_experts)
-
-    def publish(self, table: ReplicaTable) -> None:
-        """Hand a table to the attention worker."""
-        asyncio.run_coroutine_threadsafe(self._desk.publish(table), self._loop).result()
-
-    def engine_args(self, **settings: Any) -> dict[str, Any]:
-        """What turns a vLLM engine into this pool's attention side."""
-        remote = RemoteSettings(
-            feed=self._endpoint,
-            host="test",
-            **{
-                "reply_timeout_s": 5.0,
-                "lost_expert_deadline_s": 60.0,
-                "policy": Policy.LEAST_TOKENS,
-                **settings,
-            },
-        )
-        return {"load_format": LOAD_FORMAT, "additional_config": remote.to_additional_config()}
-
-    def _start_desk(self) -> None:
-        self._endpoint = f"ipc://{self._folder.name}/feed"
-        self._loop = asyncio.new_event_loop()
-        ready = threading.Event()
-
+    def _run(self) -> None:
         async def main() -> None:
-            self._desk = TableDesk(self._endpoint, None)
-            ready.set()
-            await self._desk.serve()
-
-        def run() -> None:
-            asyncio.set_event_loop(self._loop)
-            self._task = self._loop.create_task(main())
+            self._desk = TableDesk(self.endpoint, None)
+            self._task = asyncio.current_task()
+            self._loop = asyncio.get_running_loop()
+            self._ready.set()
             try:
-                self._loop.run_until_complete(self._task)
+                await self._desk.serve()
             except asyncio.CancelledError:
                 self._desk.close()
 
-        self._thread = threading.Thread(target=run, daemon=True)
-        self._thread.start()
-        ready.wait()
+        asyncio.run(main())
 
-    def __exit__(self, *_: object) -> None:
+    def publish(self, table: ReplicaTable) -> None:
+        asyncio.run_coroutine_threadsafe(self._desk.publish(table), self._loop).result()
+
+    def close(self) -> None:
+        assert self._task is not None
         self._loop.call_soon_threadsafe(self._task.cancel)
         self._thread.join(5)
-        for shard in self.shards:
-            if shard.process.is_alive():
-                shard.signal(signal.SIGCONT)
-                shard.process.kill()
-            shard.process.join(10)
-        time.sleep(0)
-        self._folder.cleanup()
+
+    def engine_args(self, **settings: Any) -> dict[str, Any]:
+        """What turns a vLLM engine into an attention side that joins here."""
+        chosen = {
+            "reply_timeout_s": 30.0,
+            "lost_expert_deadline_s": 60.0,
+            "policy": Policy.LEAST_TOKENS,
+            **settings,
+        }
+        remote = RemoteSettings(feed=self.endpoint, host="test", **chosen)
+        return {"load_format": LOAD_FORMAT, "additional_config": remote.to_additional_config()}
+
+
+class OneAtATime:
+    """A kernel that waits for the others of its process: vLLM's share one scratch memory."""
+
+    lock = threading.Lock()
+
+    def __init__(self, kernel: Any) -> None:
+        self._kernel = kernel
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._kernel, name)
+
+    def run(self, *arguments: Any) -> Any:
+        with self.lock:
+            return self._kernel.run(*arguments)
+
+
+class ShardThreads:
+    """The shards of several layouts and the desk that hands out their tables."""
+
+    def __init__(self, model: Path, dtype: str, run_dir: Path) -> None:
+        self._model, self._dtype = model, dtype
+        self._run_dir = run_dir
+        self._version = 0
+        self._layouts: Sequence[Layout] = ()
+        self._workers: dict[str, ShardWorker] = {}
+        self._kernels: dict[str, Any] = {}
+        self._desk = Desk(f"ipc://{run_dir}/feed")
+        probe = self._kernel(1)
+        self.n_layers, self.n_experts = probe.n_layers, probe.n_experts
+
+    def _kernel(self, n_slots: int) -> Any:
+        from services.experts.engine import shard_vllm_config
+        from services.experts.vllm_kernel import VllmKernel
+
+        config = shard_vllm_config(str(self._model), dtype=self._dtype)
+        return OneAtATime(VllmKernel(config, n_slots))
+
+    def hold(self) -> None:
+        """Start the shards of every layout and load what each holds."""
+        from services.transport.zeromq import ZmqPort
+
+        self._layouts = layouts(self.n_layers, self.n_experts)
+        shards = [item for layout in self._layouts for item in layout.shards.items()]
+        for name, held in shards:
+            kernel = self._kernel(max(len(e) for e in held.values()))
+            port = ZmqPort(ShardId(name), host="test", run_dir=self._run_dir)
+            worker = ShardWorker(kernel, port, threads=1)
+            worker.start()
+            for layer, experts in held.items():
+                worker.load(layer, dict(enumerate(experts)))
+            self._workers[name], self._kernels[name] = worker, kernel
+
+    def table(self, index: int) -> ReplicaTable:
+        """The next version of the table, offering one layout."""
+        self._version += 1
+        holdings: list[tuple[Any, Holdings]] = [
+            (self._workers[name].address, held)
+            for name, held in self._layouts[index].shards.items()
+        ]
+        return build_table(
+            self._version, holdings, n_layers=self.n_layers, n_experts=self.n_experts
+        )
+
+    def publish(self, index: int) -> None:
+        """Offer a layout; the engine adopts it before its next step."""
+        self._desk.publish(self.table(index))
+
+    def engine_args(self) -> dict[str, Any]:
+        """See `Desk.engine_args`."""
+        return self._desk.engine_args()
+
+    def swap_experts(self, index: int, one: int, other: int) -> None:
+        """Spoil a layout: in every layer each expert answers in place of the other."""
+        for name in self._layouts[index].shards:
+            slot_of = self._workers[name]._slot_of
+            slot_of[:, [one, other]] = slot_of[:, [other, one]]
+
+    def shard_facts(self) -> list[dict[str, Any]]:
+        """Name, experts held, weight bytes and bytes read of every shard."""
+        return [
+            {
+                "name": name,
+                "experts": int((worker.held() >= 0).sum()),
+                "weight_bytes": self._kernels[name].weight_bytes(),
+                "read_bytes": worker.stats.read_bytes,
+            }
+            for name, worker in self._workers.items()
+        ]
+
+    def close(self) -> None:
+        """End every thread."""
+        for worker in self._workers.values():
+            worker.stop()
+        self._desk.close()
+
+
+def bytes_in_log(log: str) -> tuple[int, int]:
+    """(read, skipped) as the attention loader logged them."""
+    found = re.search(r"read_bytes=(\d+) skipped_expert_bytes=(\d+)", log)
+    assert found is not None, "the attention loader logged no bytes"
+    return int(found.group(1)), int(found.group(2))

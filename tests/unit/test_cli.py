@@ -1,104 +1,44 @@
 """The command line against a fake platform: order, messages, exit codes, and what is stopped."""
 
-import io
+import contextlib
 import json
+import os
 import signal
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import tempfile
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from deploy import start as start_module
 from deploy import up as up_module
-from deploy.cli import main
-from deploy.preflight_vllm import VllmFacts
+from deploy.processes import this_process
+from deploy.records import Claim, RunRecord, find_records
 from deploy.signals import Stopped
-from router.errors import ConfigError, EngineError
-from services.config import DeploymentConfig
-from services.hardware import Machine
-
-MACHINE = Machine(frozenset({"avx512_bf16"}), cores=4, available_bytes=1 << 40, gpus=0)
-
-
-@dataclass
-class FakeStatus:
-    deployments: list[tuple[str, str, int]]
-    table_version: int
-    complete: bool
-    shards: list[tuple[str, str, str, int, int]]
-
-
-@dataclass
-class FakeBackend:
-    """Notes what it was asked, and raises what a test put into `errors`."""
-
-    asked: list[str] = field(default_factory=list)
-    errors: dict[str, BaseException] = field(default_factory=dict)
-    progress: list[list[str]] = field(default_factory=list)
-    config: DeploymentConfig | None = None
-    demo: Path | None = None
-
-    def _note(self, what: str) -> None:
-        self.asked.append(what)
-        if what in self.errors:
-            raise self.errors[what]
-
-    def build_demo_model(self, out: Path, progress: Callable[[str], None]) -> None:
-        self.demo = out
-        self._note("build_demo_model")
-
-    def ask_vllm(self) -> VllmFacts:
-        self._note("ask_vllm")
-        return VllmFacts(frozenset({"TinyMoe"}), frozenset({"seed"}))
-
-    def start_ray(self, config: DeploymentConfig) -> None:
-        self.config = config
-        self._note("start_ray")
-
-    def resources(self) -> dict[str, float]:
-        return {"CPU": 4.0, "memory": 1e9}
-
-    def deploy(self, config: DeploymentConfig) -> None:
-        self._note("deploy")
-
-    def app_progress(self) -> list[str]:
-        return self.progress.pop(0)
-
-    def is_ready(self) -> bool:
-        return not self.progress
-
-    def first_token(self, config: DeploymentConfig) -> None:
-        self._note("first_token")
-
-    def status(self) -> FakeStatus:
-        self._note("status")
-        return FakeStatus(
-            deployments=[("ExpertPool", "HEALTHY", 2), ("Attention", "HEALTHY", 1)],
-            table_version=7,
-            complete=True,
-            shards=[("shard-a", "host-1", "ready", 4, 4), ("shard-b", "host-1", "loading", 0, 4)],
-        )
-
-    def shutdown(self) -> None:
-        self._note("shutdown")
-
-
-@dataclass
-class Run:
-    code: int
-    out: str
-    err: str
-
+from deploy.start import Session
+from router.errors import EngineError
+from services.config import load_config
+from tests.support.fake_backend import FakeBackend, run
 
 STARTED = ["ask_vllm", "start_ray", "deploy", "first_token"]
+SERVED_AND_STOPPED = [*STARTED, "shutdown"]
 
 
 @pytest.fixture(autouse=True)
-def no_real_machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No port is tried, no process looked at, and signal handlers are put back."""
+def no_real_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """No port is tried, no process looked at; serving ends at once; handlers are put back."""
+
+    def serve_until_ctrl_c(session: Session) -> None:
+        session.claim.update(is_ready=True)
+        raise Stopped(signal.SIGINT)
+
     for module in ("deploy.up.check_port", "deploy.preflight.check_port"):
         monkeypatch.setattr(module, lambda host, port: None)
-    monkeypatch.setattr("deploy.up.descendants", list)
+    monkeypatch.setattr("deploy.start.descendants", tuple)
+    monkeypatch.setattr("deploy.up.adopt_orphans", lambda: None)
+    monkeypatch.setattr("deploy.up.serve", serve_until_ctrl_c)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     handlers = {signum: signal.getsignal(signum) for signum in (2, 15, 1)}
     yield
     for signum, handler in handlers.items():
@@ -128,21 +68,15 @@ def model(tmp_path: Path) -> Path:
     return folder
 
 
-def run(backend: FakeBackend, *argv: str) -> Run:
-    out, err = io.StringIO(), io.StringIO()
-    code = main(argv, backend=backend, look=lambda: MACHINE, out=out, err=err)
-    return Run(code, out.getvalue(), err.getvalue())
-
-
-def test_up_starts_in_order_and_detaches(model: Path) -> None:
+def test_up_starts_in_order_and_serves_until_ctrl_c(model: Path) -> None:
     backend = FakeBackend()
-    result = run(backend, "up", "--model", str(model), "--detach")
-    assert (result.code, result.err) == (0, "")
-    assert backend.asked == STARTED
+    result = run(backend, "up", "--model", str(model))
+    assert (result.code, result.err) == (130, "")
+    assert backend.asked == SERVED_AND_STOPPED
 
 
 def test_up_prints_url_and_a_line_to_copy(model: Path) -> None:
-    result = run(FakeBackend(), "up", "--model", str(model), "--detach", "--port", "8123")
+    result = run(FakeBackend(), "up", "--model", str(model), "--port", "8123")
     assert 'ready: http://127.0.0.1:8123/v1 serves "tiny". Try:' in result.out
     curl = next(line for line in result.out.splitlines() if line.startswith("curl "))
     assert curl.startswith("curl http://127.0.0.1:8123/v1/chat/completions -H")
@@ -150,7 +84,7 @@ def test_up_prints_url_and_a_line_to_copy(model: Path) -> None:
 
 
 def test_up_says_what_was_worked_out(model: Path) -> None:
-    result = run(FakeBackend(), "up", "--model", str(model), "--detach")
+    result = run(FakeBackend(), "up", "--model", str(model))
     assert "100% of it in routed experts, 4 a layer, 2 for a token" in result.out
     assert "dtype bfloat16, 4 cores: attention 1 x 4 threads, shards 2 x 2 threads, 2 slots" in (
         result.out
@@ -160,7 +94,7 @@ def test_up_says_what_was_worked_out(model: Path) -> None:
 
 def test_deployment_gets_the_resolved_config(model: Path) -> None:
     backend = FakeBackend()
-    run(backend, "up", "--model", str(model), "--detach", "--set", "pool.shards=4")
+    run(backend, "up", "--model", str(model), "--set", "pool.shards=4")
     assert backend.config is not None
     assert backend.config.model.dtype == "bfloat16"
     assert (backend.config.pool.shards, backend.config.pool.slots_per_layer) == (4, 1)
@@ -169,10 +103,10 @@ def test_deployment_gets_the_resolved_config(model: Path) -> None:
 def test_each_line_of_progress_is_printed_once(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(up_module, "POLL_S", 0.0)
+    monkeypatch.setattr(start_module, "POLL_S", 0.0)
     waiting = ["pool: 1 of 2 shards ready"]
     backend = FakeBackend(progress=[waiting, waiting, ["attention: starting"]])
-    result = run(backend, "up", "--model", str(model), "--detach")
+    result = run(backend, "up", "--model", str(model))
     assert result.out.count("pool: 1 of 2 shards ready") == 1
     assert result.out.index("pool: 1 of 2") < result.out.index("attention: starting")
 
@@ -189,22 +123,86 @@ def test_cluster_without_the_resources_is_refused(model: Path) -> None:
 @pytest.mark.parametrize("step", ["start_ray", "deploy", "first_token"])
 def test_ctrl_c_while_starting_stops_everything(model: Path, step: str) -> None:
     backend = FakeBackend(errors={step: Stopped(signal.SIGINT)})
-    result = run(backend, "up", "--model", str(model), "--detach")
+    result = run(backend, "up", "--model", str(model))
     assert result.code == 130
     assert backend.asked[-2:] == [step, "shutdown"]
 
 
-def test_ctrl_c_while_serving_stops_everything(
-    model: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("stopped_in", "drain"), [("first_token", False), ("serving", True)])
+def test_only_what_has_served_is_let_to_end_its_requests(
+    model: Path, stopped_in: str, drain: bool
 ) -> None:
-    def serve_no_longer(options: object, *rest: object) -> None:
-        raise Stopped(signal.SIGTERM)
+    backend = FakeBackend(errors={stopped_in: Stopped(signal.SIGINT)})
+    run(backend, "up", "--model", str(model))
+    assert backend.drained is drain
 
-    backend = FakeBackend()
-    monkeypatch.setattr("deploy.up.start", serve_no_longer)
+
+def test_shutdown_that_fails_does_not_keep_up_from_ending(model: Path) -> None:
+    backend = FakeBackend(errors={"shutdown": RuntimeError("GCS is gone")})
     result = run(backend, "up", "--model", str(model))
-    assert result.code == 143
-    assert backend.asked == ["ask_vllm", "shutdown"]
+    assert result.code == 130
+    assert "could not be stopped in good order: RuntimeError('GCS is gone')" in result.out
+
+
+def test_shutdown_that_hangs_is_left_behind(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(start_module, "SHUTDOWN_WAIT_S", 0.05)
+    never = threading.Event()
+    backend = FakeBackend()
+    monkeypatch.setattr(backend, "shutdown", lambda config, drain: never.wait())
+    result = run(backend, "up", "--model", str(model))
+    never.set()
+    assert result.code == 130
+    assert "the cluster has not stopped within 0.05 s; ending its processes" in result.out
+
+
+def test_up_is_recorded_while_it_runs_and_not_after(model: Path) -> None:
+    backend = FakeBackend(progress=[])
+    run(backend, "up", "--model", str(model), "--port", "8123")
+    [record] = backend.records
+    assert record == RunRecord(
+        name="expertmesh",
+        owner=this_process(),
+        url="http://127.0.0.1:8123/v1",
+        is_joined=False,
+        address="127.0.0.1:6379",
+        auth_mode="token",
+    )
+    assert find_records() == []
+
+
+def test_refused_up_leaves_no_record() -> None:
+    run(FakeBackend(), "up", "--model", "nowhere")
+    assert find_records() == []
+
+
+@pytest.mark.parametrize("detach", [[], ["--detach"]])
+def test_second_up_of_the_same_name_is_refused(model: Path, detach: list[str]) -> None:
+    Claim(load_config(None, {}), "http://127.0.0.1:8000/v1")
+    backend = FakeBackend()
+    result = run(backend, "up", "--model", str(model), *detach)
+    assert result.code == 2
+    assert f"a deployment named expertmesh already runs: process {os.getpid()}" in result.err
+    assert "Stop it with: python -m deploy down --name expertmesh" in result.err
+    assert backend.asked == []
+    assert len(find_records()) == 1
+
+
+@pytest.mark.parametrize("step", ["ask_vllm", "start_ray", "deploy", "first_token"])
+def test_ctrl_c_that_a_library_swallows_is_heard_after_the_step(
+    model: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    backend = FakeBackend()
+    act = getattr(backend, step)
+
+    def swallow(*arguments: object) -> object:
+        with contextlib.suppress(Stopped):
+            signal.raise_signal(signal.SIGINT)
+        return act(*arguments)
+
+    monkeypatch.setattr(backend, step, swallow)
+    assert run(backend, "up", "--model", str(model)).code == 130
+    assert backend.asked[: STARTED.index(step) + 1] == STARTED[: STARTED.index(step) + 1]
+    assert set(backend.asked) <= {*STARTED[: STARTED.index(step) + 1], "shutdown"}
 
 
 def test_ctrl_c_before_the_start_has_nothing_to_stop(model: Path) -> None:
@@ -215,7 +213,7 @@ def test_ctrl_c_before_the_start_has_nothing_to_stop(model: Path) -> None:
 
 def test_failed_start_stops_everything_and_tells_why(model: Path) -> None:
     backend = FakeBackend(errors={"deploy": EngineError("vLLM is too old")})
-    result = run(backend, "up", "--model", str(model), "--detach")
+    result = run(backend, "up", "--model", str(model))
     assert (result.code, result.err) == (1, "error: vLLM is too old\n")
     assert backend.asked[-1] == "shutdown"
 
@@ -223,7 +221,7 @@ def test_failed_start_stops_everything_and_tells_why(model: Path) -> None:
 def test_unforeseen_error_stops_everything_too(model: Path) -> None:
     backend = FakeBackend(errors={"deploy": ZeroDivisionError()})
     with pytest.raises(ZeroDivisionError):
-        run(backend, "up", "--model", str(model), "--detach")
+        run(backend, "up", "--model", str(model))
     assert backend.asked[-1] == "shutdown"
 
 
@@ -271,9 +269,8 @@ def test_demo_builds_its_model_and_uses_its_config(
 ) -> None:
     monkeypatch.setattr(up_module, "DEMO_MODEL", model)
     backend = FakeBackend()
-    result = run(backend, "up", "--demo", "--detach")
-    assert result.code == 0
-    assert backend.asked == ["build_demo_model", *STARTED]
+    run(backend, "up", "--demo")
+    assert backend.asked == ["build_demo_model", *SERVED_AND_STOPPED]
     assert backend.config is not None
     assert backend.config.model.served_name == "demo-moe"
     assert backend.demo == model
@@ -284,46 +281,6 @@ def test_demo_and_model_exclude_each_other(capsys: pytest.CaptureFixture[str]) -
         run(FakeBackend(), "up", "--demo", "--model", "x")
     assert caught.value.code == 2
     assert "not allowed with argument --demo" in capsys.readouterr().err
-
-
-def test_status_shows_table_deployments_and_shards() -> None:
-    result = run(FakeBackend(), "status")
-    assert result.out.splitlines() == [
-        "table version 7, complete",
-        "",
-        "deployment  status   replicas",
-        "ExpertPool  HEALTHY  2",
-        "Attention   HEALTHY  1",
-        "",
-        "shard    host    state    slots used",
-        "shard-a  host-1  ready    4 of 4",
-        "shard-b  host-1  loading  0 of 4",
-    ]
-
-
-def test_status_is_readable_for_programs() -> None:
-    shown = json.loads(run(FakeBackend(), "status", "--json").out)
-    assert (shown["table_version"], shown["complete"]) == (7, True)
-    assert shown["deployments"][1] == {"name": "Attention", "status": "HEALTHY", "replicas": 1}
-    assert shown["shards"][1] == {
-        "shard": "shard-b",
-        "host": "host-1",
-        "state": "loading",
-        "slots_used": 0,
-        "slots": 4,
-    }
-
-
-def test_status_of_nothing_is_told() -> None:
-    backend = FakeBackend(errors={"status": ConfigError("nothing runs here")})
-    result = run(backend, "status")
-    assert (result.code, result.err) == (2, "error: nothing runs here\n")
-
-
-def test_down_stops_and_may_be_repeated() -> None:
-    backend = FakeBackend()
-    assert [run(backend, "down").code, run(backend, "down").code] == [0, 0]
-    assert backend.asked == ["shutdown", "shutdown"]
 
 
 def test_help_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,21 +1,20 @@
-"""What the commands are made of: progress lines, the first request, ending processes."""
+"""What the commands are made of: progress lines, the first request, waiting, signals."""
 
 import io
 import json
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import httpx
-import psutil
 import pytest
 
 from deploy.first_token import ask_first_token, base_url, example_curl
 from deploy.progress import Progress
-from deploy.signals import Stopped, end_processes, raise_on_stop_signals, stop_signals_ignored
-from deploy.up import wait_until_ready
+from deploy.records import Claim
+from deploy.signals import Stopped, StopSignals, raise_on_stop_signals, stop_signals_ignored
+from deploy.start import Session, wait_until_ready
 from router.errors import ConfigError, EngineError
 from services.config import DeploymentConfig, load_config
 
@@ -153,10 +152,10 @@ def test_example_survives_a_quote_in_the_name(tmp_path: Path) -> None:
 
 
 class NeverReady:
-    def is_ready(self) -> bool:
+    def is_ready(self, app: str) -> bool:
         return False
 
-    def app_progress(self) -> list[str]:
+    def app_progress(self, app: str) -> list[str]:
         return ["pool: 1 of 2 shards ready"]
 
 
@@ -164,8 +163,10 @@ def test_start_that_stands_still_is_given_up() -> None:
     clock, never = FakeClock(), NeverReady()
     progress = Progress(io.StringIO(), clock=clock, beats=False)
     config = load_config(None, {"controller.startup_grace_s": 20})
+    claim = Mock(spec=Claim)
+    session = Session(never, progress, claim, StopSignals(), clock.sleep)  # type: ignore[arg-type]
     with pytest.raises(EngineError, match=r"changed for 20 s .*waiting for: pool: 1 of 2 shards"):
-        wait_until_ready(config, never, progress, clock.sleep)  # type: ignore[arg-type]
+        wait_until_ready(config, session)
 
 
 def test_stop_signals_raise_with_their_exit_code(handlers: None) -> None:
@@ -193,21 +194,3 @@ def test_second_ctrl_c_does_not_cut_the_stopping_short(handlers: None) -> None:
         signal.raise_signal(signal.SIGINT)
     with pytest.raises(Stopped):
         signal.raise_signal(signal.SIGINT)
-
-
-STUBBORN = "import signal; signal.signal(15, signal.SIG_IGN); print('up', flush=True); input()"
-GENTLE = "print('up', flush=True); input()"
-
-
-@pytest.mark.parametrize("program", [GENTLE, STUBBORN])
-def test_left_over_process_is_ended(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deploy.signals.TERMINATE_WAIT_S", 0.2)
-    with subprocess.Popen(
-        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as child:
-        assert child.stdout is not None
-        assert child.stdout.readline() == b"up\n"
-        process = psutil.Process(child.pid)
-        assert end_processes([process]) == 1
-        assert not process.is_running()
-        assert end_processes([process]) == 0

@@ -34,5 +34,5 @@ def test_unknown_engine_argument_is_refused_with_the_nearest() -> None:
 
 
 def test_far_fetched_argument_gets_no_suggestion() -> None:
-    with pytest.raises(ConfigError, match=r"AsyncEngineArgs; Correct or remove it\."):
+    with pytest.raises(ConfigError, match=r"API server; Correct or remove it\."):
         check_engine_args({"zzz": 16}, FACTS)

@@ -65,7 +65,7 @@ def test_a_part_of_another_length_is_refused_with_both_lengths(part: int) -> Non
 
 def test_another_protocol_is_named() -> None:
     parts = over_the_wire(request())
-    parts[0] = b"HTTP" + parts[0][4:]
+    parts[0][:4] = b"HTTP"
     with pytest.raises(WireFormatError, match="begins with b'HTTP'"):
         decode(parts)
 
@@ -83,4 +83,4 @@ def test_missing_parts_and_unknown_dtypes_are_refused() -> None:
         decode(parts[:3])
     strange = HEAD.pack(MAGIC, 2, 9, 0, 4, 0, 1, 1, 0, 0)
     with pytest.raises(WireFormatError, match="dtype code 9"):
-        decode([strange, bytearray(4)])
+        decode([bytearray(strange), bytearray(4)])

@@ -1,0 +1,130 @@
+"""Runs one checkpoint on unmodified vLLM and on attention with remote experts, one after the other.
+
+A program, because vLLM wants a process of its own: `python -m tests.support.compare FOLDER OUT`.
+The pool is another process, with real kernels and real sockets; one attention engine meets
+several layouts of it by table, so that bits can be compared. Writes JSON.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+PROMPTS = [
+    "The capital of France is",
+    "A router spreads tokens over experts",
+    "def place(loads, shards):",
+    "Once upon a time",
+    "One two three four five six seven",
+    "When a shard dies, its rows",
+    "0.5 + 0.25 =",
+    "The quick brown fox jumps over the lazy dog and runs",
+]
+TOKENS = 64
+Tokens = list[list[int]]
+Logprobs = list[list[dict[str, float]]]
+
+
+def engine(folder: Path, dtype: str, **extra: Any) -> Any:
+    """vLLM's engine with all of its parts in this process."""
+    from vllm import LLM
+
+    return LLM(
+        model=str(folder),
+        dtype=dtype,
+        enforce_eager=True,
+        max_model_len=256,
+        max_num_seqs=len(PROMPTS),
+        enable_prefix_caching=False,
+        kv_cache_memory_bytes=2**28,
+        distributed_executor_backend="uni",
+        disable_log_stats=True,
+        **extra,
+    )
+
+
+def run(llm: Any) -> tuple[Tokens, Logprobs]:
+    """Greedy tokens of every prompt and the log-probabilities of the five likeliest."""
+    from vllm import SamplingParams
+
+    greedy = SamplingParams(temperature=0, max_tokens=TOKENS, logprobs=5, ignore_eos=True)
+    outputs = [o.outputs[0] for o in llm.generate(PROMPTS, greedy, use_tqdm=False)]
+    logprobs = [
+        [{str(t): p.logprob for t, p in step.items()} for step in o.logprobs] for o in outputs
+    ]
+    return [list(o.token_ids) for o in outputs], logprobs
+
+
+def expert_parameter_bytes(llm: Any) -> int:
+    """Bytes of routed-expert weights in the engine's model; the gate's bias is none."""
+    from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
+
+    def count(model: Any) -> int:
+        experts = [m for m in model.modules() if isinstance(m, RoutedExperts)]
+        named = (item for e in experts for item in e.named_parameters())
+        return sum(p.nbytes for name, p in named if name != "e_score_correction_bias")
+
+    return int(llm.apply_model(count)[0])
+
+
+def main(folder: Path, out: Path, dtype: str) -> None:
+    """Compare and write what was seen."""
+    from services.attention.engine_args import cpu_engine_args
+    from services.checkpoint import read_checkpoint
+    from tests.support.pool_process import PoolProcess
+
+    checkpoint = read_checkpoint(folder)
+    extra = cpu_engine_args(checkpoint.config)
+    result: dict[str, Any] = {
+        "routed_bytes": checkpoint.routed_bytes,
+        "total_bytes": checkpoint.total_bytes,
+    }
+    with PoolProcess(folder, dtype) as pool:
+        llm = engine(folder, dtype, **extra)
+        result["reference_expert_bytes"] = expert_parameter_bytes(llm)
+        result["reference"] = run(llm)
+        end(llm)
+        names = pool.layouts()
+        pool.call("publish", 0)
+        llm = engine(folder, dtype, **extra, **pool.call("engine_args"))
+        result["attention_expert_bytes"] = expert_parameter_bytes(llm)
+        result["shards"] = pool.call("shard_facts")
+        result["layouts"] = {}
+        for index, name in enumerate(names):
+            pool.call("publish", index)
+            result["layouts"][name] = run(llm)
+        pool.call("swap_experts", 0, 0, 1)
+        pool.call("publish", 0)
+        result["swapped"] = run(llm)
+        end(llm)
+    out.write_text(json.dumps(result))
+
+
+def end(llm: Any) -> None:
+    """Let the engine go, so that the next one can start in this process."""
+    from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+    llm.llm_engine.engine_core.shutdown()
+    cleanup_dist_env_and_memory()
+
+
+def command(folder: Path, out: Path, dtype: str) -> tuple[Sequence[str], dict[str, str]]:
+    """How to run this program: words and environment."""
+    words = [sys.executable, "-m", "tests.support.compare", str(folder), str(out), dtype]
+    environment = {
+        **os.environ,
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+    return words, environment
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
