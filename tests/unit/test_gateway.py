@@ -2,7 +2,6 @@
 
 import pytest
 
-
 from services.gateway import unreadable
 
 
