@@ -5,13 +5,15 @@ import os
 import signal
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import openai
+import psutil
 import pytest
 
-from tests.cluster.conftest import MODEL, Application
+from tests.cluster.conftest import MODEL, NAME, Application
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
 
 CLIENTS = 6
 TOKENS = 120
@@ -59,14 +61,14 @@ async def load(url: str, strike: "asyncio.Future[None] | None" = None) -> list[S
         return await asyncio.gather(*streams)
 
 
-def test_a_killed_shard_fails_no_request_and_is_replaced(application: Application) -> None:
+def strike_under_load(application: Application, *signals: tuple[float, int, signal.Signals]) -> Any:
+    """Streams, undisturbed and then with signals: (seconds to wait first, process, signal)."""
     calm = asyncio.run(load(application.url))
-    shards = application.status()["controller"]["shards"]
-    victim = int(shards[0]["shard_id"].split("-")[0])
 
     async def strike() -> None:
-        await asyncio.sleep(1.5)
-        os.kill(victim, signal.SIGKILL)
+        for wait_s, process, number in signals:
+            await asyncio.sleep(wait_s)
+            os.kill(process, number)
 
     async def struck() -> list[Stream]:
         return await load(application.url, asyncio.ensure_future(strike()))
@@ -75,18 +77,48 @@ def test_a_killed_shard_fails_no_request_and_is_replaced(application: Applicatio
     assert all(s.chunks >= TOKENS - 1 for s in streams), "a stream ended early"
     same = sum(s.text == c.text for s, c in zip(streams, calm, strict=True))
     pause_s = max(s.longest_pause_s for s in streams)
-    print(f"killed under load: {same} of {CLIENTS} texts the same, longest pause {pause_s:.2f} s")
+    print(f"{same} of {CLIENTS} texts the same, longest pause {pause_s:.2f} s")
+    return pause_s
+
+
+def shard_process(application: Application) -> int:
+    shards = application.status()["controller"]["shards"]
+    return int(shards[0]["shard_id"].split("-")[0])
+
+
+def test_a_killed_shard_fails_no_request_and_is_replaced(application: Application) -> None:
+    victim = shard_process(application)
+    pause_s = strike_under_load(application, (1.5, victim, signal.SIGKILL))
     assert pause_s < 10, "a dead shard is noticed by its connection, not by waiting"
-    wait_until_redundant(application, victim)
+    wait_until_redundant(application, without=victim)
 
 
-def wait_until_redundant(application: Application, victim: int) -> None:
-    """Serve starts a new shard, the controller fills it; nobody does anything."""
+def test_a_stopped_shard_is_passed_by_and_comes_back(application: Application) -> None:
+    victim = shard_process(application)
+    strike_under_load(application, (1.5, victim, signal.SIGSTOP), (4.0, victim, signal.SIGCONT))
+    wait_until_redundant(application)
+
+
+def test_traffic_goes_on_without_the_controller_which_comes_back(application: Application) -> None:
+    before = application.status()["controller"]["table_version"]
+    [victim] = [
+        process.pid
+        for process in psutil.process_iter(["cmdline"])
+        if f":{NAME}:Controller" in " ".join(process.info["cmdline"] or [])
+    ]
+    strike_under_load(application, (1.5, victim, signal.SIGKILL))
+    wait_until_redundant(application)
+    assert application.status()["controller"]["table_version"] > before
+
+
+def wait_until_redundant(application: Application, *, without: int = 0) -> None:
+    """Serve starts what is missing, the controller fills it; nobody does anything."""
     end_s = time.monotonic() + REPAIR_TIMEOUT_S
     while True:
-        seen = application.status()["controller"]
-        alive = [s for s in seen["shards"] if not s["shard_id"].startswith(f"{victim}-")]
-        if seen["complete"] and seen["redundancy"] == 2 and len(alive) == 2:
-            return
+        seen = application.status().get("controller")
+        if seen is not None:
+            alive = [s for s in seen["shards"] if not s["shard_id"].startswith(f"{without}-")]
+            if seen["complete"] and seen["redundancy"] == 2 and len(alive) == 2:
+                return
         assert time.monotonic() < end_s, seen
         time.sleep(2)

@@ -19,7 +19,7 @@ LISTED = ["deepseek_v2", "deepseek_v3", "gpt_oss", "mixtral", "qwen3_moe"]
 LARGEST_LOGPROB_DIFFERENCE = 1e-4  # float32; about 2e-5 is seen, from another order of sums
 LAYOUTS = ["one", "two", "two-shifted", "four", "four-twice"]
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
 Compare = Callable[[str], dict[str, Any]]
 
 
