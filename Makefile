@@ -28,7 +28,7 @@ demo-model: $(needs_setup) ## only build the demo model
 	@$(PYTHON) -m deploy.demo_model --out $(DEMO_MODEL)
 
 test: $(needs_setup) ## run the tests (about 15 minutes)
-	@$(PYTHON) -m pytest tests -m "not extended" $(PYTEST_ARGS)
+	@$(PYTHON) -m pytest tests/unit tests/component tests/cluster -m "not extended" $(PYTEST_ARGS)
 
 test-families: $(needs_setup) ## compare every known model family with unmodified vLLM
 	@$(PYTHON) -m pytest tests/component/test_families.py -rP $(PYTEST_ARGS)

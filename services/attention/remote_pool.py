@@ -13,6 +13,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from router import choose, dispatch
 from router.combine import combine
 from router.errors import PeerLost, RoutingError
 from router.exchange import LayerExchange, SendRows
@@ -46,6 +47,8 @@ class RemotePool:
     @classmethod
     def connect(cls, settings: RemoteSettings) -> "RemotePool":
         """Join this replica's server process and take the keys it hands out."""
+        choose.warm_up()  # compiled in the middle of a failure they would stall every stream
+        dispatch.warm_up()
         feed = TableFeed(settings.feed)
         keys = feed.join()
         return cls(settings, feed, ZmqLink(host=settings.host, keys=keys))

@@ -159,7 +159,7 @@ class VllmKernel:
 
     def weight_bytes(self) -> int:
         layers = self._filled.values()
-        return sum(p.nbytes for layer in layers for p in layer.parameters())
+        return sum(w.nbytes for layer in layers for w in layer.get_expert_weights())
 
 
 def _copy_expert(source: RoutedExperts, place: int, target: RoutedExperts, slot: int) -> None:

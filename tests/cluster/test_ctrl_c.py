@@ -25,7 +25,7 @@ DEPLOY = ("deploy",)
 KNOWN, ASKED = (("tests.support.up_as", how) for how in ("known", "asked"))
 MARKER = "EXPERTMESH_TEST_RUN"
 STEP_TIMEOUT_S = 120.0  # on a machine that is busy with other things; 20 s if it is not
-STOP_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 60.0  # the same: Ray holds Python's lock while it waits for its processes
 
 
 @dataclass
