@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from router.errors import ShardError
 from router.table import ShardAddress
 from services.experts.kernel import ExpertKernel, LoadedSlots
+from services.lifecycle import give_back_memory
 from services.transport.base import Delivery, RowPort, RowsAnswer, RowsRefusal, RowsRequest
 
 log = logging.getLogger(__name__)
@@ -76,6 +77,10 @@ class ShardWorker:
         What the slots held is not served from the start of the call. Raises ShardError.
         """
         self._in_worker(lambda: self._forget(layer, experts))
+        self._read(layer, experts)
+        give_back_memory()  # packing leaves the unpacked weights behind in the heap
+
+    def _read(self, layer: int, experts: dict[int, int]) -> None:
         loaded = self._kernel.read(layer, experts)
         self._in_worker(lambda: self._install(loaded))
 
