@@ -6,10 +6,15 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
-from deploy.cli import main
+
+def command_line() -> int:
+    """Imported only now, so that a very early Ctrl-C is answered like any other."""
+    from deploy.cli import main
+
+    return main()
 
 
-def run(command: Callable[[], int] = main) -> NoReturn:
+def run(command: Callable[[], int] = command_line) -> NoReturn:
     """Run the command and end at once.
 
     Without exit handlers: everything is stopped by now, and Ray's would wait for what is gone.
@@ -19,6 +24,8 @@ def run(command: Callable[[], int] = main) -> NoReturn:
         code = command()
     except SystemExit as wish:
         code = wish.code
+    except KeyboardInterrupt:
+        code = 130
     except BaseException:
         traceback.print_exc()
     for stream in (sys.stdout, sys.stderr):

@@ -3,10 +3,13 @@
 While it runs, the record of `deploy.records` is kept current for `status` and `down`.
 """
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NoReturn
 
 from deploy.backend import Backend
 from deploy.first_token import base_url, example_curl
@@ -14,7 +17,7 @@ from deploy.preflight_checks import check_resources
 from deploy.processes import TERMINATE_WAIT_S, descendants, end_processes, wait_gone
 from deploy.progress import Progress
 from deploy.records import Claim
-from deploy.signals import StopSignals
+from deploy.signals import Stopped, StopSignals
 from router.errors import EngineError
 from services.config import DeploymentConfig
 
@@ -46,7 +49,10 @@ def start(config: DeploymentConfig, session: Session) -> None:
     """Start Ray and the application; return when a first token was served."""
     backend, progress = session.backend, session.progress
     with progress.step("starting Ray"):
-        access = backend.start_ray(config)
+        try:
+            access = backend.start_ray(config)
+        except SystemExit as error:  # what Ray makes of SIGTERM while it starts
+            raise Stopped(signal.SIGTERM) from error
         session.signals.install()
     session.claim.update(
         address=access.address, auth_mode=access.auth_mode, processes=descendants()
@@ -133,6 +139,14 @@ def shut_down(config: DeploymentConfig, backend: Backend, is_serving: bool) -> s
     if thread.is_alive():
         return f"the cluster has not stopped within {SHUTDOWN_WAIT_S:g} s; ending its processes"
     return "; ".join(problems)
+
+
+def end_now(session: Session, signum: int) -> NoReturn:
+    """Stop without the main thread, which does not come back from a library."""
+    session.progress.say("Ray does not come back; ending it by force")
+    end_descendants()
+    session.claim.release()
+    os._exit(128 + signum)
 
 
 def end_descendants(wait_s: float = UNUSED_WAIT_S) -> int:

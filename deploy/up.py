@@ -20,7 +20,8 @@ from deploy.processes import adopt_orphans
 from deploy.progress import Progress
 from deploy.records import LIBRARY_LOG, Claim
 from deploy.signals import raise_on_stop_signals, stop_signals_ignored
-from deploy.start import Session, end_descendants, serve, start, stop
+from deploy.start import Session, end_descendants, end_now, serve, start, stop
+from deploy.watchdog import FORCE_WAIT_S, obeyed_within
 from services.config import DeploymentConfig, load_config
 from services.hardware import Machine
 
@@ -68,8 +69,9 @@ def up(
 def run(config: DeploymentConfig, session: Session) -> None:
     """Start, serve, and stop what was started."""
     try:
-        start(config, session)
-        serve(session)
+        with obeyed_within(FORCE_WAIT_S, lambda signum: end_now(session, signum)):
+            start(config, session)
+            serve(session)
     finally:
         with stop_signals_ignored():
             stop(config, session)

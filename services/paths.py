@@ -4,15 +4,28 @@ import os
 import tempfile
 from pathlib import Path
 
+from router.errors import ConfigError
 from services.config import DeploymentConfig
 
 
 def run_dir(config: DeploymentConfig) -> Path:
-    """A folder only this user may enter: `transport.run_dir`, or one named after the deployment."""
+    """A folder only this user may enter: `transport.run_dir`, or one named after the deployment.
+
+    Raises ConfigError if another user owns it, or owns the folder that ours all lie in.
+    """
     if config.transport.run_dir is not None:
-        folder = Path(config.transport.run_dir)
-    else:
-        folder = Path(tempfile.gettempdir()) / f"expertmesh-{os.getuid()}" / config.name
+        return _private(Path(config.transport.run_dir))
+    ours = _private(Path(tempfile.gettempdir()) / f"expertmesh-{os.getuid()}")
+    return _private(ours / config.name)
+
+
+def _private(folder: Path) -> Path:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    owner = folder.lstat().st_uid
+    if owner != os.getuid():
+        raise ConfigError(
+            f"{folder} belongs to user {owner}, not to {os.getuid()}: the sockets in it would not "
+            "be private. Remove it, or set transport.run_dir to a folder of your own."
+        )
     folder.chmod(0o700)
     return folder

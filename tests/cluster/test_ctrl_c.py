@@ -1,6 +1,7 @@
 """Ctrl-C at any moment of `up`: exit code 130, and not one process is left."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ import psutil
 import pytest
 
 from deploy.processes import ProcessId, descendants, identify, is_alive, kill_processes
+from deploy.records import run_folder
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -127,6 +129,7 @@ def start_up(checkpoint: Callable[[str], Path], tmp_path: Path) -> Iterator[Star
         up.look()
         kill_processes(up.seen)
         up.process.wait(STOP_TIMEOUT_S)
+        shutil.rmtree(run_folder(up.name))
 
 
 @pytest.mark.parametrize(
@@ -166,5 +169,5 @@ def test_down_stops_a_start_and_leaves_no_process_behind(start_up: StartUp) -> N
     down = [sys.executable, "-m", "deploy", "down", "--name", up.name]
     done = subprocess.run(down, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
-    assert up.wait() != 0
+    assert up.wait() == 143
     assert up.left() == []

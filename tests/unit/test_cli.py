@@ -128,6 +128,12 @@ def test_ctrl_c_while_starting_stops_everything(model: Path, step: str) -> None:
     assert backend.asked[-2:] == [step, "shutdown"]
 
 
+def test_sigterm_that_ray_takes_for_its_own_has_the_same_exit_code(model: Path) -> None:
+    backend = FakeBackend(errors={"start_ray": SystemExit(15)})
+    assert run(backend, "up", "--model", str(model)).code == 143
+    assert backend.asked[-1] == "shutdown"
+
+
 @pytest.mark.parametrize(("stopped_in", "drain"), [("first_token", False), ("serving", True)])
 def test_only_what_has_served_is_let_to_end_its_requests(
     model: Path, stopped_in: str, drain: bool
