@@ -1,0 +1,237 @@
+"""An attention worker's pool against shard workers in this process: right rows, whatever fails."""
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from router.choose import Policy
+from router.errors import RoutingError
+from router.table import ReplicaTable, ShardId, build_table
+from services.attention.feed import WorkerReport
+from services.attention.remote_pool import RemotePool
+from services.attention.settings import RemoteSettings
+from services.experts.kernel import LoadedSlots
+from services.experts.worker import ShardWorker
+from services.transport.base import Delivery, RowsAnswer, RowsRefusal
+from services.transport.inprocess import Hub, InProcessPort
+
+EXPERTS, HIDDEN = 4, 8
+
+
+class TimesExpert:
+    """A kernel whose expert e multiplies by e + 1: a row that went astray shows."""
+
+    n_layers, n_experts, n_slots = 1, EXPERTS, EXPERTS
+
+    def __init__(self) -> None:
+        self.factors = torch.zeros(EXPERTS)
+
+    def read(self, layer: int, experts: Mapping[int, int]) -> LoadedSlots:
+        return LoadedSlots(layer, experts, None, 0)
+
+    def install(self, loaded: LoadedSlots) -> None:
+        for slot, expert in loaded.experts.items():
+            self.factors[slot] = expert + 1
+
+    def run(self, layer: int, rows: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+        return rows * self.factors[slots.long()].view(-1, 1)
+
+    def slot_bytes(self, layer: int, slot: int) -> list[torch.Tensor]:
+        return [self.factors[slot : slot + 1]]
+
+    def weight_bytes(self) -> int:
+        return self.factors.nbytes
+
+
+class Feed:
+    """Tables by hand, reports kept."""
+
+    def __init__(self) -> None:
+        self.tables: list[ReplicaTable] = []
+        self.reports: list[WorkerReport] = []
+
+    def poll(self) -> ReplicaTable | None:
+        return self.tables.pop() if self.tables else None
+
+    def wait(self, timeout_s: float) -> ReplicaTable | None:
+        return self.poll()
+
+    def report(self, report: WorkerReport) -> None:
+        self.reports.append(report)
+
+
+class Pool:
+    """Shards a, b, … that hold the experts given, and the attention side."""
+
+    def __init__(self, reply_timeout_s: float = 5.0, deadline_s: float = 5.0) -> None:
+        self.hub, self.feed = Hub(), Feed()
+        self.workers: dict[str, ShardWorker] = {}
+        self.version = 0
+        settings = RemoteSettings("", "here", reply_timeout_s, deadline_s, Policy.LEAST_TOKENS)
+        self.remote = RemotePool(settings, self.feed, self.hub.link())  # type: ignore[arg-type]
+
+    def add(self, name: str, experts: list[int], port: InProcessPort | None = None) -> None:
+        worker = ShardWorker(TimesExpert(), port or self.hub.port(ShardId(name)), threads=1)
+        worker.start()
+        worker.load(0, dict(enumerate(experts)))
+        self.workers[name] = worker
+
+    def publish(self, *names: str) -> None:
+        self.version += 1
+        held = [
+            (self.workers[n].address, {0: [int(e) for e in self.workers[n].held()[0] if e >= 0]})
+            for n in names
+        ]
+        self.feed.tables.append(build_table(self.version, held, n_layers=1, n_experts=EXPERTS))
+
+    def start(self, *names: str) -> None:
+        self.publish(*names)
+        self.remote.wait_until_complete(1)
+
+    def compute(self, tokens: int = 6) -> None:
+        """Run a layer and compare it with the dense result."""
+        generator = torch.Generator().manual_seed(self.version)
+        x = torch.randn(tokens, HIDDEN, generator=generator)
+        ids = torch.rand(tokens, EXPERTS, generator=generator).argsort(1)[:, :2]
+        weights = torch.rand(tokens, 2, generator=generator)
+        shared: list[str] = []
+        out = self.remote.compute(
+            0, x, weights, ids.int(), meanwhile=lambda: shared.append("shared experts")
+        )
+        assert shared == ["shared experts"]
+        assert torch.allclose(out, x * (weights * (ids + 1)).sum(1, keepdim=True), atol=1e-5)
+
+
+@pytest.fixture
+def pool() -> Iterator[Pool]:
+    pool = Pool()
+    yield pool
+    for worker in pool.workers.values():
+        worker.stop()
+
+
+class Wrong(InProcessPort):
+    """A shard that answers in a wrong way."""
+
+    def __init__(self, hub: Hub, name: str, spoil: Any) -> None:
+        super().__init__(hub, hub.port(ShardId(name)).address)
+        hub.ports[ShardId(name)] = self
+        self._spoil = spoil
+
+    def answer(self, delivery: Delivery, answer: RowsAnswer | RowsRefusal) -> None:
+        super().answer(delivery, self._spoil(answer))
+
+
+def test_rows_of_two_shards_are_combined_as_a_dense_layer_would(pool: Pool) -> None:
+    pool.add("a", [0, 1])
+    pool.add("b", [2, 3])
+    pool.start("a", "b")
+    for tokens in (6, 1, 33, 0):
+        pool.compute(tokens)
+    assert pool.remote.resends == 0
+
+
+def test_a_shard_that_goes_away_costs_a_resend_and_is_reported(pool: Pool) -> None:
+    pool.add("a", [0, 1, 2, 3])
+    pool.add("b", [0, 1, 2, 3])
+    pool.start("a", "b")
+    pool.compute()
+    pool.workers["a"].stop()
+    pool.compute()
+    pool.compute()
+    assert [list(r.lost) for r in pool.feed.reports if r.lost] == [["a"]]
+
+
+def test_a_silent_shard_is_left_at_its_deadline_and_its_late_answer_dropped() -> None:
+    pool = Pool(reply_timeout_s=0.3)
+    held_back: list[tuple[Delivery, RowsAnswer | RowsRefusal]] = []
+
+    class Slow(InProcessPort):
+        def answer(self, delivery: Delivery, answer: RowsAnswer | RowsRefusal) -> None:
+            held_back.append((delivery, answer))
+
+    slow = Slow(pool.hub, pool.hub.port(ShardId("a")).address)
+    pool.hub.ports[ShardId("a")] = slow
+    pool.add("a", [0, 1, 2, 3], slow)
+    pool.add("b", [0, 1, 2, 3])
+    pool.start("a", "b")
+    started_s = time.monotonic()
+    pool.compute()
+    assert 0.3 <= time.monotonic() - started_s < 3
+    for delivery, answer in held_back:
+        InProcessPort.answer(slow, delivery, answer)
+    pool.compute()
+    assert pool.remote.late_answers == len(held_back) > 0
+    for worker in pool.workers.values():
+        worker.stop()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda a: RowsAnswer(a.number, a.rows[:-1]),
+        lambda a: RowsAnswer(a.number, a.rows.double()),
+        lambda a: RowsRefusal(a.number, "not held here"),
+    ],
+    ids=["too few rows", "another dtype", "refusal"],
+)
+def test_a_wrong_answer_goes_to_the_other_replica(pool: Pool, spoil: Any) -> None:
+    pool.add("a", [0, 1, 2, 3], Wrong(pool.hub, "a", spoil))
+    pool.add("b", [0, 1, 2, 3])
+    pool.start("a", "b")
+    pool.compute()
+    assert pool.remote.resends > 0
+
+
+def test_a_wrong_number_is_dropped_and_the_deadline_decides(pool: Pool) -> None:
+    pool = Pool(reply_timeout_s=0.3)
+    spoil = lambda a: RowsAnswer(a.number + 10_000, a.rows)  # noqa: E731
+    pool.add("a", [0, 1, 2, 3], Wrong(pool.hub, "a", spoil))
+    pool.add("b", [0, 1, 2, 3])
+    pool.start("a", "b")
+    pool.compute()
+    assert pool.remote.late_answers > 0
+    for worker in pool.workers.values():
+        worker.stop()
+
+
+def test_lost_experts_are_waited_for_until_a_table_has_them(pool: Pool) -> None:
+    pool.add("a", [0, 1])
+    pool.add("b", [2, 3])
+    pool.start("a", "b")
+    pool.workers["b"].stop()
+    pool.add("c", [2, 3])
+    pool.publish("a", "c")
+    pool.feed.tables.insert(0, pool.feed.tables.pop())
+    pool.compute()
+
+
+def test_experts_that_stay_lost_are_named_when_the_deadline_is_over() -> None:
+    pool = Pool(deadline_s=0.2)
+    pool.add("a", [0, 1])
+    pool.add("b", [2, 3])
+    pool.start("a", "b")
+    pool.workers["b"].stop()
+    with pytest.raises(RoutingError, match=r"no live shard holds experts \[.*lost_expert_deadline"):
+        pool.compute()
+    pool.workers["a"].stop()
+
+
+def test_the_rows_of_every_expert_are_counted_for_the_controller(pool: Pool) -> None:
+    pool.add("a", [0, 1, 2, 3])
+    pool.start("a")
+    pool.compute(tokens=50)
+    pool.remote._send_report()
+    counted = [r.expert_rows for r in pool.feed.reports if r.expert_rows is not None]
+    assert int(np.sum(counted)) == 50 * 2
+
+
+def test_a_pool_of_another_checkpoint_is_refused(pool: Pool) -> None:
+    pool.add("a", [0, 1, 2, 3])
+    pool.publish("a")
+    with pytest.raises(RoutingError, match="serves 1 MoE layers and this model has 7"):
+        pool.remote.wait_until_complete(7)
