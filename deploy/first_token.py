@@ -13,6 +13,7 @@ import httpx
 
 from router.errors import ConfigError, EngineError
 from services.config import DeploymentConfig
+from services.paths import RAY_LOGS
 
 REQUEST_TIMEOUT_S = 60.0  # the first request of a fresh engine is slow
 PAUSE_S = 0.5
@@ -87,6 +88,6 @@ def ask_first_token(
             if clock() >= end_s:
                 raise EngineError(
                     f"no token from {url} within {grace_s:g} s (controller.startup_grace_s); last: "
-                    f"{seen}. Look at the Serve logs under /tmp/ray/session_latest/logs/serve."
+                    f"{seen}. Look at the Serve logs under {RAY_LOGS}/serve."
                 )
             sleep(PAUSE_S)

@@ -20,6 +20,7 @@ from deploy.records import Claim
 from deploy.signals import Stopped, StopSignals
 from router.errors import EngineError
 from services.config import DeploymentConfig
+from services.paths import RAY_LOGS
 
 POLL_S = 1.0
 LOOK_EVERY = 10  # polls between two looks at which processes there are, while serving
@@ -92,7 +93,7 @@ def wait_until_ready(config: DeploymentConfig, session: Session) -> None:
             raise EngineError(
                 f"nothing has changed for {grace_s:g} s (controller.startup_grace_s); waiting "
                 f"for: {'; '.join(seen) or 'an unknown cause'}. Look at the Serve logs under "
-                "/tmp/ray/session_latest/logs/serve, or raise startup_grace_s for a slow disk."
+                f"{RAY_LOGS}/serve, or raise startup_grace_s for a slow disk."
             )
         session.pause()
 

@@ -57,9 +57,9 @@ class LayerExchange:
 
     def _use(self, table: ReplicaTable) -> None:
         self._table = table
-        lost = np.array([a.shard_id in self._dead for a in table.shards], dtype=np.bool_)
         holders, counts = table.holders[self._layer], table.counts[self._layer]
-        if lost.any():
+        if self._dead:
+            lost = np.array([a.shard_id in self._dead for a in table.shards], dtype=np.bool_)
             holders, counts = mask_dead(holders, counts, lost)
         self._holders, self._counts = holders, counts
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router.moves import LoadExpert
-from router.table import ReplicaTable, ShardAddress, ShardId
+from router.table import ShardAddress, ShardId
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +75,3 @@ class ControllerStatus:
     waiting_for: str
     shards: tuple[ShardStatus, ...]
     readers: Mapping[str, int]  # attention replica → table version it uses
-
-
-TableAnswer = ReplicaTable | None

@@ -7,6 +7,8 @@ from pathlib import Path
 from router.errors import ConfigError
 from services.config import DeploymentConfig
 
+RAY_LOGS = "/tmp/ray/session_latest/logs"  # where a Ray that is told nothing else writes
+
 
 def run_dir(config: DeploymentConfig) -> Path:
     """A folder only this user may enter: `transport.run_dir`, or one named after the deployment.

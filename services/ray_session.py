@@ -22,9 +22,10 @@ from services.local_ray import (
     use_loopback,
     worker_hook,
 )
+from services.paths import RAY_LOGS
 
 CONNECT_TIMEOUT_S = 3.0
-RAY_LOGS = "Look at Ray's logs under /tmp/ray/session_latest/logs."
+LOOK_AT_LOGS = f"Look at Ray's logs under {RAY_LOGS}."
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ def start_ray(config: DeploymentConfig) -> RayAccess:
         return _init(config)
     except Exception as error:  # the bare class, too, is what Ray raises: if a node is late
         if config.ray.address is None:
-            raise EngineError(f"Ray did not start: {error!r}. {RAY_LOGS}") from error
+            raise EngineError(f"Ray did not start: {error!r}. {LOOK_AT_LOGS}") from error
         raise ConfigError(
             f"the Ray cluster at {config.ray.address} (ray.address) cannot be joined: {error!r}. "
             "Is it up (ray status)? If it asks for a token, set RAY_AUTH_MODE=token here too. Or "
@@ -214,4 +215,4 @@ def _application(app: str) -> Any:
     try:
         return serve.status().applications.get(app)
     except RayError as error:
-        raise EngineError(f"Ray Serve does not answer: {error}. {RAY_LOGS}") from error
+        raise EngineError(f"Ray Serve does not answer: {error}. {LOOK_AT_LOGS}") from error
