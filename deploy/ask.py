@@ -19,12 +19,15 @@ from typing import IO, Any
 from deploy.probe import STARTED
 from deploy.records import RunRecord
 from router.errors import EngineError, PlatformError
-from services.messages import ControllerStatus
-from services.ray_session import DeploymentState
+from services.cluster import CALL_TIMEOUT_S, REBALANCE_TIMEOUT_S
+from services.config import DeploymentConfig
+from services.messages import ControllerStatus, DecisionStatus
+from services.ray_session import DeploymentState, RayAccess
 
 IMPORT_TIMEOUT_S = 30.0  # for Python to read Ray, on a very busy machine
 ANSWER_TIMEOUT_S = 2.0  # for the cluster and the controller together; it takes them 0.2 s
 DELETE_TIMEOUT_S = 60.0
+DEPLOY_TIMEOUT_S = 180.0  # most of it for importing vLLM
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +46,7 @@ def ask_status(record: RunRecord, timeout_s: float = ANSWER_TIMEOUT_S) -> RunSta
         return RunStatus(record, problem="Ray is still being started")
     deployments: tuple[DeploymentState, ...] = ()
     try:
-        with _probe("status", record) as answers:
+        with _probe("status", _access(record), record.name) as answers:
             end_s = time.monotonic() + timeout_s
             deployments = answers.get(timeout_s, "Ray")
             controller = answers.get(end_s - time.monotonic(), "the controller")
@@ -52,11 +55,44 @@ def ask_status(record: RunRecord, timeout_s: float = ANSWER_TIMEOUT_S) -> RunSta
     return RunStatus(record, deployments, controller)
 
 
+def ask_rebalance(record: RunRecord) -> DecisionStatus:
+    """Have the controller place anew. Raises PlatformError with the reason if it does not."""
+    if not record.address:
+        raise EngineError("Ray is still being started; nothing is placed yet")
+    with _probe("rebalance", _access(record), record.name) as answers:
+        decision = answers.get(REBALANCE_TIMEOUT_S, "the controller")
+    assert isinstance(decision, DecisionStatus)
+    return decision
+
+
+def drain_app(record: RunRecord, grace_s: float) -> int:
+    """Refuse new requests, wait for open ones; how many are left. Raises PlatformError."""
+    if not (record.address and record.is_ready):
+        return 0
+    with _probe("drain", _access(record), record.name, about=grace_s) as answers:
+        left = answers.get(grace_s + ANSWER_TIMEOUT_S + CALL_TIMEOUT_S, "the controller")
+    assert isinstance(left, int)
+    return left
+
+
 def delete_app(record: RunRecord) -> None:
     """Take the application off a joined cluster. Raises PlatformError if that cannot be done."""
     if record.address:
-        with _probe("delete", record) as answers:
+        with _probe("delete", _access(record), record.name) as answers:
             answers.get(DELETE_TIMEOUT_S, "Ray")
+
+
+def deploy_app(config: DeploymentConfig, access: RayAccess, python: str) -> None:
+    """Hand the application to Serve; returns before it is ready. Raises PlatformError.
+
+    python: the interpreter that builds it, or what stands in for one.
+    """
+    with _probe("deploy", access, config.name, python=python, about=config) as answers:
+        answers.get(DEPLOY_TIMEOUT_S, "Ray Serve")
+
+
+def _access(record: RunRecord) -> RayAccess:
+    return RayAccess(record.address, record.auth_mode)
 
 
 class _Answers:
@@ -95,23 +131,30 @@ class _Answers:
 
 
 @contextmanager
-def _probe(what: str, record: RunRecord) -> Iterator[_Answers]:
-    words = [what, record.address, record.auth_mode, record.name]
-    with (
-        tempfile.TemporaryFile() as errors,
-        subprocess.Popen(
-            [sys.executable, "-m", "deploy.probe", *words],
-            stdin=subprocess.DEVNULL,
+def _probe(
+    what: str,
+    access: RayAccess,
+    app: str,
+    *,
+    python: str = sys.executable,
+    about: object = None,  # what it reads
+) -> Iterator[_Answers]:
+    words = [what, access.address, access.auth_mode, app]
+    with tempfile.TemporaryFile() as errors, tempfile.TemporaryFile() as told:
+        pickle.dump(about, told)
+        told.seek(0)
+        with subprocess.Popen(
+            [python, "-m", "deploy.probe", *words],
+            stdin=told,
             stdout=subprocess.PIPE,
             stderr=errors,
-        ) as process,
-    ):
-        assert process.stdout is not None
-        answers = _Answers(process.stdout, errors)
-        try:
-            started = answers.get(IMPORT_TIMEOUT_S, "Ray's own code")
-            assert started == STARTED
-            yield answers
-        finally:
-            process.kill()
-            answers.join()
+        ) as process:
+            assert process.stdout is not None
+            answers = _Answers(process.stdout, errors)
+            try:
+                started = answers.get(IMPORT_TIMEOUT_S, "Ray's own code")
+                assert started == STARTED
+                yield answers
+            finally:
+                process.kill()
+                answers.join()

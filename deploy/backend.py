@@ -17,6 +17,7 @@ from services.config import DeploymentConfig
 
 if TYPE_CHECKING:
     from deploy.ask import RunStatus
+    from services.messages import DecisionStatus
     from services.ray_session import RayAccess
 
 
@@ -58,12 +59,21 @@ class Backend(Protocol):
     def status(self, record: RunRecord) -> "RunStatus":
         """Ask a deployment that another process runs; answers within seconds."""
 
+    def rebalance(self, record: RunRecord) -> "DecisionStatus":
+        """Have a deployment place its experts anew; raise PlatformError if it does not."""
+
+    def drain(self, record: RunRecord, grace_s: float) -> int:
+        """Refuse new requests; returns how many are open after that many seconds at most."""
+
     def delete_app(self, record: RunRecord) -> None:
         """Take the application of an `up` that died off the cluster that it had joined."""
 
 
 class RealBackend:
     """Acts on this machine's Ray, through `services`."""
+
+    def __init__(self) -> None:
+        self._access: RayAccess | None = None
 
     def quiet(self, log: Path) -> AbstractContextManager[None]:
         return output_into(log)
@@ -79,7 +89,8 @@ class RealBackend:
     def start_ray(self, config: DeploymentConfig) -> "RayAccess":
         from services.ray_session import start_ray
 
-        return start_ray(config)
+        self._access = start_ray(config)
+        return self._access
 
     def resources(self) -> Mapping[str, float]:
         from services.ray_session import cluster_resources
@@ -87,9 +98,11 @@ class RealBackend:
         return cluster_resources()
 
     def deploy(self, config: DeploymentConfig) -> None:
-        from services.app import deploy
+        from deploy.ask import deploy_app
+        from services.forking.launch import python_for
 
-        deploy(config)
+        assert self._access is not None
+        deploy_app(config, self._access, python_for(config))
 
     def app_progress(self, app: str) -> list[str]:
         from services.ray_session import app_progress
@@ -113,6 +126,16 @@ class RealBackend:
         from deploy.ask import ask_status
 
         return ask_status(record)
+
+    def rebalance(self, record: RunRecord) -> "DecisionStatus":
+        from deploy.ask import ask_rebalance
+
+        return ask_rebalance(record)
+
+    def drain(self, record: RunRecord, grace_s: float) -> int:
+        from deploy.ask import drain_app
+
+        return drain_app(record, grace_s)
 
     def delete_app(self, record: RunRecord) -> None:
         from deploy.ask import delete_app

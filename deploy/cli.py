@@ -1,4 +1,4 @@
-"""The operator's command line: `python -m deploy up | status | down`.
+"""The operator's command line: `python -m deploy up | status | down | …`.
 
 Parses words, picks the command, and turns errors into one message and an exit code: 0 done, 1 a
 start that failed, 2 a refusal, 130 Ctrl-C.
@@ -9,23 +9,26 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
-import yaml
-
+from deploy import doctor, keys
 from deploy.backend import Backend, RealBackend
+from deploy.bench import cli as bench
 from deploy.detach import up_detached
 from deploy.down import down
+from deploy.kubernetes import cli as kubernetes
 from deploy.processes import is_alive
 from deploy.progress import Progress
 from deploy.quiet import own_stream
-from deploy.records import find_records
-from deploy.show import status_json, status_text
+from deploy.records import RunRecord, find_records
+from deploy.settings import parse_setting
+from deploy.show import describe_decision, status_json, status_text
 from deploy.signals import Stopped, raise_on_stop_signals
 from deploy.up import UpOptions, read_config, up
 from router.errors import ConfigError, PlatformError
 from services.hardware import Machine, this_machine
 
+GRACE_S = 30.0
 EXAMPLES = """examples:
   python -m deploy up --demo                       a small chat model on this machine
   python -m deploy up --model PATH                 a Hugging Face mixture-of-experts folder
@@ -34,7 +37,10 @@ EXAMPLES = """examples:
   python -m deploy up --demo --detach              return when it serves, leave it running
   python -m deploy status --experts                what runs, and which shard holds what
   python -m deploy status --json                   the same for programs
+  python -m deploy rebalance                       place the experts by the present loads
   python -m deploy down                            stop everything
+  python -m deploy doctor --model PATH             look for what would go wrong
+  python -m deploy key --name NAME --file FILE     make an API key
 
 Every setting: deploy/configs/reference.yaml; what it means: services/config.py."""
 
@@ -55,10 +61,20 @@ def main(
     try:
         if arguments.command == "status":
             return show_status(arguments, backend, out)
+        if arguments.command == "rebalance":
+            return rebalance(arguments, backend, out)
         if arguments.command == "down":
             raise_on_stop_signals()
-            down(arguments.name, backend, Progress(out))
+            down(arguments.name, backend, Progress(out), grace_s=arguments.grace)
             return 0
+        if arguments.command == "bench":
+            return bench.run(arguments, out)
+        if arguments.command == "doctor":
+            return doctor.run(arguments, out)
+        if arguments.command == "key":
+            return keys.run(arguments, out)
+        if arguments.command == "render":
+            return kubernetes.run(arguments, out)
         options = options_of(arguments)
         if arguments.detach:
             return up_detached(words, read_config(options), out, err)
@@ -78,17 +94,31 @@ def show_status(arguments: argparse.Namespace, backend: Backend, out: TextIO) ->
 
     Raises ConfigError if nothing runs.
     """
-    found = find_records(arguments.name)
-    records = [record for record in found if record.is_joined or is_alive(record.owner)]
-    if not records:
-        named = f" under the name {arguments.name}" if arguments.name else ""
-        died = f" ({found[0].name} died; clear up with: python -m deploy down)" if found else ""
-        raise ConfigError(f"nothing runs{named}{died}; start it with: python -m deploy up --demo")
+    records = running(arguments.name)
     with ThreadPoolExecutor(len(records)) as threads:
         runs = list(threads.map(backend.status, records))
     shown = status_json(runs) if arguments.json else status_text(runs, experts=arguments.experts)
     print(shown, file=out, flush=True)
     return int(any(run.problem and run.record.is_ready for run in runs))
+
+
+def rebalance(arguments: argparse.Namespace, backend: Backend, out: TextIO) -> int:
+    """Have every deployment place its experts anew by the present loads, and print the verdicts."""
+    for record in running(arguments.name):
+        decision = backend.rebalance(record)
+        print(f"{record.name}: {describe_decision(decision)}", file=out, flush=True)
+    return 0
+
+
+def running(name: str | None) -> list[RunRecord]:
+    """The deployments that run. Raises ConfigError if there is none."""
+    found = find_records(name)
+    records = [record for record in found if record.is_joined or is_alive(record.owner)]
+    if not records:
+        named = f" under the name {name}" if name else ""
+        died = f" ({found[0].name} died; clear up with: python -m deploy down)" if found else ""
+        raise ConfigError(f"nothing runs{named}{died}; start it with: python -m deploy up --demo")
+    return records
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -100,7 +130,7 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="up | status | down")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_up(
         commands.add_parser(
             "up",
@@ -117,11 +147,27 @@ def make_parser() -> argparse.ArgumentParser:
     status.add_argument(
         "--experts", action="store_true", help="show which experts each shard holds in each layer"
     )
+    again = commands.add_parser(
+        "rebalance",
+        help="place the experts anew by the present loads, whatever the moves cost",
+        allow_abbrev=False,
+    )
     stop = commands.add_parser(
         "down", help="stop everything; nothing to stop is no error", allow_abbrev=False
     )
-    for command in (status, stop):
+    stop.add_argument(
+        "--grace",
+        metavar="S",
+        type=float,
+        default=GRACE_S,
+        help=f"seconds that open requests may take to finish (default {GRACE_S:g})",
+    )
+    for command in (status, again, stop):
         command.add_argument("--name", metavar="NAME", help="only this deployment (its name)")
+    doctor.add_parser(commands)
+    bench.add_parser(commands)
+    keys.add_parser(commands)
+    kubernetes.add_parser(commands)
     return parser
 
 
@@ -153,17 +199,3 @@ def options_of(arguments: argparse.Namespace) -> UpOptions:
         if value is not None:
             overrides[key] = value
     return UpOptions(arguments.config, overrides, arguments.demo)
-
-
-def parse_setting(text: str) -> tuple[str, Any]:
-    """KEY=VALUE with the value read as YAML, as it would be in the file."""
-    key, equals, value = text.partition("=")
-    if not (key.strip() and equals):
-        raise ConfigError(f"--set {text!r} is not KEY=VALUE. Write it like --set pool.shards=4.")
-    try:
-        return key.strip(), yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(
-            f"--set {text!r}: the value is not valid YAML. Put quotes around it: "
-            f"--set {key}='\"...\"'."
-        ) from error

@@ -7,8 +7,6 @@ expert: all experts of a layer compute the same. Use: `python -m deploy.demo_mod
 """
 
 import argparse
-import json
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deploy.model_folder import DTYPES, build_once, save_weights, write_index, write_json
 from deploy.packaged_model import DenseShape, PackagedModel, find_packaged_model
 from router.errors import ConfigError, PlatformError
 
@@ -24,7 +23,6 @@ RECIPE = 1  # raise it when the files below change, so that older builds are mad
 RECIPE_FILE = "demo_model.json"
 GATE_SPREAD = 0.02  # standard deviation of the gate's weights; its choices then differ by token
 GATE_SEED = 0
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 _EXPERT_NAMES = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
 
 Progress = Callable[[str], None]
@@ -44,19 +42,14 @@ def build_demo_model(
     Raises ConfigError for impossible numbers, or when `out` holds something else.
     """
     recipe = _recipe(n_experts, top_k, dtype)
-    if _is_complete(out, recipe):
-        progress(f"demo model is ready in {out}")
-        return out
-    _refuse_foreign_folder(out)
-    source = PackagedModel(find_packaged_model())
-    unfinished = out.with_name(out.name + ".partial")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    _write_weights(unfinished, source, recipe, progress)
-    _write_description(unfinished, source, recipe)
-    shutil.rmtree(out, ignore_errors=True)
-    unfinished.rename(out)
-    progress(f"demo model written to {out}")
+
+    def write(folder: Path) -> None:
+        source = PackagedModel(find_packaged_model())
+        _write_weights(folder, source, recipe, progress)
+        _write_description(folder, source, recipe)
+
+    is_new = build_once(out, RECIPE_FILE, recipe, write)
+    progress(f"demo model {'written to' if is_new else 'is ready in'} {out}")
     return out
 
 
@@ -69,38 +62,21 @@ def _recipe(n_experts: int, top_k: int, dtype: str) -> dict[str, Any]:
     return {"recipe": RECIPE, "n_experts": n_experts, "top_k": top_k, "dtype": dtype}
 
 
-def _is_complete(out: Path, recipe: dict[str, Any]) -> bool:
-    marker = out / RECIPE_FILE
-    return marker.is_file() and json.loads(marker.read_text()) == recipe
-
-
-def _refuse_foreign_folder(out: Path) -> None:
-    """Raise ConfigError unless `out` is free, or an older build of ours that may be replaced."""
-    if out.exists() and not (out / RECIPE_FILE).is_file() and not _is_empty_folder(out):
-        raise ConfigError(f"{out} holds something else than a demo model; choose another folder")
-
-
-def _is_empty_folder(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())
-
-
 def _write_weights(
     folder: Path, source: PackagedModel, recipe: dict[str, Any], progress: Progress
 ) -> None:
     """Write one file a layer, so that only one layer is in memory, and the index of all files."""
     generator = torch.Generator().manual_seed(GATE_SEED)
     layers = source.shape.layers
-    index: dict[str, str] = {}
+    files: dict[str, list[str]] = {}
     for layer in range(layers):
         tensors = _sparse_layer(layer, source, recipe["n_experts"], generator)
-        index |= _save(folder, f"model-layer-{layer:02}.safetensors", tensors, recipe["dtype"])
+        file = f"model-layer-{layer:02}.safetensors"
+        files[file] = save_weights(folder, file, tensors, recipe["dtype"])
         progress(f"demo model: layer {layer + 1} of {layers}")
-    index |= _save(folder, "model-outer.safetensors", dict(source.outer_weights()), recipe["dtype"])
-    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    _write_json(
-        folder / "model.safetensors.index.json",
-        {"metadata": {"total_size": size}, "weight_map": index},
-    )
+    file = "model-outer.safetensors"
+    files[file] = save_weights(folder, file, dict(source.outer_weights()), recipe["dtype"])
+    write_index(folder, files)
 
 
 def _sparse_layer(
@@ -120,15 +96,6 @@ def _sparse_layer(
     return tensors
 
 
-def _save(folder: Path, file: str, tensors: dict[str, Tensor], dtype: str) -> dict[str, str]:
-    """Write one weights file; returns its part of the index. Shared tensors are stored apart."""
-    from safetensors.torch import save_file
-
-    stored = {name: t.to(DTYPES[dtype], copy=True).contiguous() for name, t in tensors.items()}
-    save_file(stored, folder / file, metadata={"format": "pt"})
-    return dict.fromkeys(stored, file)
-
-
 def _write_description(folder: Path, source: PackagedModel, recipe: dict[str, Any]) -> None:
     tokenizer = source.tokenizer()
     tokenizer.save_pretrained(folder)
@@ -137,12 +104,11 @@ def _write_description(folder: Path, source: PackagedModel, recipe: dict[str, An
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    _write_json(folder / "config.json", _config(source.shape, recipe) | ids)
+    write_json(folder / "config.json", _config(source.shape, recipe) | ids)
     # vLLM takes this where a request says nothing: greedy, so that the same question has the same
     # answer before and after a shard dies.
     sampling = {"do_sample": False, "temperature": 0.0}
-    _write_json(folder / "generation_config.json", sampling | ids)
-    _write_json(folder / RECIPE_FILE, recipe)
+    write_json(folder / "generation_config.json", sampling | ids)
 
 
 def _config(shape: DenseShape, recipe: dict[str, Any]) -> dict[str, Any]:
@@ -166,10 +132,6 @@ def _config(shape: DenseShape, recipe: dict[str, Any]) -> dict[str, Any]:
         "sliding_window": None,
         "tie_word_embeddings": False,
     }
-
-
-def _write_json(file: Path, content: dict[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

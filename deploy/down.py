@@ -18,6 +18,7 @@ from deploy.processes import (
 )
 from deploy.progress import Progress
 from deploy.records import RunRecord, find_records, remove_record
+from router.errors import PlatformError
 
 STOP_WAIT_S = 30.0
 LOOK_S = 1.0
@@ -27,11 +28,18 @@ ROUNDS = 5  # while some are killed, others may be starting
 class AppRemover(Protocol):
     """What is needed of the backend."""
 
+    def drain(self, record: RunRecord, grace_s: float) -> int: ...
+
     def delete_app(self, record: RunRecord) -> None: ...
 
 
-def down(name: str | None, backend: AppRemover, progress: Progress) -> None:
-    """Stop one deployment, or all of this user's; none is no error."""
+def down(
+    name: str | None, backend: AppRemover, progress: Progress, *, grace_s: float = 0.0
+) -> None:
+    """Stop one deployment, or all of this user's; none is no error.
+
+    grace_s: how long open requests may take to finish, while new ones get 503.
+    """
     records = find_records(name)
     if not records:
         progress.say("nothing runs" if name is None else f"no deployment named {name} runs")
@@ -40,8 +48,20 @@ def down(name: str | None, backend: AppRemover, progress: Progress) -> None:
             text = f"stopping {record.name}, process {record.owner.pid}"
         else:
             text = f"clearing up after {record.name}, whose process {record.owner.pid} is gone"
+        if grace_s > 0 and is_alive(record.owner):
+            let_finish(record, backend, progress, grace_s)
         with progress.step(text):
             stop_run(record, backend, progress)
+
+
+def let_finish(record: RunRecord, backend: AppRemover, progress: Progress, grace_s: float) -> None:
+    """Wait for requests that are open, as long as that is possible."""
+    with progress.step(f"waiting up to {grace_s:g} s for open requests"):
+        try:
+            if left := backend.drain(record, grace_s):
+                progress.say(f"{left} requests have not finished; they are cut off")
+        except PlatformError as error:
+            progress.say(f"open requests cannot be waited for: {error}")
 
 
 def stop_run(

@@ -21,8 +21,11 @@ EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 def base_url(config: DeploymentConfig) -> str:
-    """Where a client on this machine reaches the API."""
+    """Where a client on this machine reaches the API; it is on the head of a cluster's hosts."""
     host = EVERY_ADDRESS.get(config.gateway.host, config.gateway.host)
+    head, _, port = (config.ray.address or "").rpartition(":")
+    if config.gateway.host in EVERY_ADDRESS and port.isdigit():
+        host = head.strip("[]")
     return (
         f"http://[{host}]:{config.gateway.port}"
         if ":" in host
@@ -40,7 +43,9 @@ def example_curl(config: DeploymentConfig) -> str:
         path = "completions"
         body["prompt"] = "The capital of France is"
     quoted = json.dumps(body).replace("'", "'\\''")
-    return f"curl {base_url(config)}/v1/{path} -H 'Content-Type: application/json' -d '{quoted}'"
+    key = "" if config.gateway.keys_file is None else ' -H "Authorization: Bearer $API_KEY"'
+    url = f"{base_url(config)}/v1/{path}"
+    return f"curl {url}{key} -H 'Content-Type: application/json' -d '{quoted}'"
 
 
 def has_chat_template(folder: Path) -> bool:
@@ -61,19 +66,22 @@ def ask_first_token(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Ask for one token until it comes.
+    """Ask for one token until it comes; where keys are asked for, only whether it would.
 
     A refused connection and a 404, 429 or 5xx are asked again for controller.startup_grace_s.
     Raises ConfigError for another 4xx, EngineError when the time is over.
     """
     url = f"{base_url(config)}/v1/completions"
     body = {"model": config.model.served_name, "prompt": "Hello", "max_tokens": 1}
+    if config.gateway.keys_file is not None:  # nobody's key is known here
+        url = f"{base_url(config)}/ready"
     grace_s = config.controller.startup_grace_s
     end_s = clock() + grace_s
     with httpx.Client(transport=transport, timeout=REQUEST_TIMEOUT_S, trust_env=False) as client:
         while True:
             try:
-                answer = client.post(url, json=body)
+                is_open = config.gateway.keys_file is None
+                answer = client.post(url, json=body) if is_open else client.get(url)
             except httpx.TransportError as error:
                 seen = f"{type(error).__name__}: {error}"
             else:

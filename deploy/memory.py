@@ -64,8 +64,8 @@ def loaded_bytes(tensor: TensorInfo, dtype: str) -> int:
 
 def check_memory(needs: MemoryNeeds, config: DeploymentConfig, available_bytes: int) -> None:
     """Raise ConfigError if the actors that run on this machine's CPU need more than there is."""
-    replicas = 0 if config.attention.gpus else config.attention.replicas
-    shards = 0 if config.pool.gpus else config.pool.shards
+    replicas = 0 if config.attention.gpus else config.attention.most_replicas
+    shards = 0 if config.pool.gpus else config.pool.most_shards
     needed = replicas * needs.attention_bytes + shards * needs.shard_bytes
     if needed <= available_bytes:
         return
@@ -80,10 +80,10 @@ def check_memory(needs: MemoryNeeds, config: DeploymentConfig, available_bytes: 
 def describe_memory(needs: MemoryNeeds, config: DeploymentConfig) -> str:
     """One line: what each actor needs, and of what it is made."""
     return (
-        f"attention replica: {gib(needs.attention_bytes)} x {config.attention.replicas} "
+        f"attention replica: {gib(needs.attention_bytes)} x {config.attention.most_replicas} "
         f"(weights {gib(needs.attention_weight_bytes)}, KV cache {gib(needs.kv_cache_bytes)}, "
         f"process {gib(ATTENTION_PROCESS_BYTES)}); "
-        f"shard: {gib(needs.shard_bytes)} x {config.pool.shards} "
+        f"shard: {gib(needs.shard_bytes)} x {config.pool.most_shards} "
         f"(weights {gib(needs.shard_weight_bytes)}, process {gib(SHARD_PROCESS_BYTES)})"
     )
 

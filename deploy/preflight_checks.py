@@ -52,11 +52,11 @@ def check_slots(pool: PoolConfig, experts: int) -> None:
     """Raise ConfigError if the pool has no room for every replica that redundancy asks for."""
     slots = pool.slots_for(experts)
     needed = experts * pool.redundancy
-    if pool.shards * slots < needed:
-        least = -(-needed // pool.shards)
+    if pool.least_shards * slots < needed:
+        least = -(-needed // pool.least_shards)
         raise ConfigError(
-            f"pool.slots_per_layer is {slots}: {pool.shards} shards x {slots} slots hold "
-            f"{pool.shards * slots} replicas a layer, but {experts} experts x redundancy "
+            f"pool.slots_per_layer is {slots}: {pool.least_shards} shards x {slots} slots hold "
+            f"{pool.least_shards * slots} replicas a layer, but {experts} experts x redundancy "
             f"{pool.redundancy} need {needed}. Set pool.slots_per_layer to at least {least}, "
             f"pool.shards to at least {-(-needed // slots)}, or leave slots_per_layer out."
         )

@@ -1,7 +1,8 @@
 """A process of its own that joins a cluster, asks or changes one thing, and ends.
 
 Joining a half-dead cluster takes Ray minutes in which it hears no signal, so it is done where it
-can be killed. `deploy.ask` starts it; answers are pickled to standard output, one after the other.
+can be killed; and building the application takes vLLM, which the command line's process is not to
+keep. `deploy.ask` starts it; answers are pickled to standard output, one after the other.
 """
 
 import os
@@ -10,7 +11,7 @@ import sys
 from typing import NoReturn
 
 from router.errors import PlatformError
-from services.cluster import controller_status
+from services.cluster import controller_status, drain, rebalance
 from services.ray_session import (
     RayAccess,
     connect,
@@ -19,7 +20,7 @@ from services.ray_session import (
     prepare_access,
 )
 
-STARTED, DELETED = "started", "deleted"
+STARTED, DELETED, DEPLOYED = "started", "deleted", "deployed"
 
 
 def main(what: str, address: str, auth_mode: str, app: str) -> None:
@@ -41,6 +42,15 @@ def main(what: str, address: str, auth_mode: str, app: str) -> None:
         if what == "delete":
             delete_app(app)
             answer(DELETED)
+        elif what == "deploy":
+            from services.app import deploy
+
+            deploy(pickle.load(sys.stdin.buffer))
+            answer(DEPLOYED)
+        elif what == "rebalance":
+            answer(rebalance(app))
+        elif what == "drain":
+            answer(drain(app, pickle.load(sys.stdin.buffer)))
         else:
             answer(deployment_states(app))
             answer(controller_status(app))

@@ -10,7 +10,7 @@ from deploy.memory import GIB, gib
 
 if TYPE_CHECKING:
     from deploy.ask import RunStatus
-    from services.messages import ControllerStatus, ShardStatus
+    from services.messages import ControllerStatus, DecisionStatus, ShardStatus
 
 HOST_LETTERS = 8  # of a Ray node's id, which has 56; enough to tell machines apart
 
@@ -47,6 +47,24 @@ def describe_held(held: Sequence[Sequence[int]]) -> str:
     return f"{counts[0][1]} of each layer, not the same ones" if len(counts) == 1 else shown
 
 
+def load_line(known: "ControllerStatus") -> str:
+    """How evenly the shards are loaded, and what is being done about it."""
+    load = "no traffic"
+    if known.imbalance is not None:
+        load = f"max/mean over shards {known.imbalance:.2f} of the last seconds' rows"
+    moves = f"{known.moves_left} moves under way" if known.moves_left else "no moves under way"
+    return f"load: {load}, {moves}"
+
+
+def describe_decision(decision: "DecisionStatus") -> str:
+    """Verdict, cause and reason of a placement."""
+    verdict = "accepted" if decision.accepted else "refused"
+    return (
+        f"{verdict}, cause: {decision.cause}; {decision.reason}; {decision.moves} moves, "
+        f"max/mean {decision.imbalance_before:.2f} -> {decision.imbalance_after:.2f}"
+    )
+
+
 def _run_lines(run: "RunStatus", experts: bool) -> Iterator[str]:
     record = run.record
     state = "ready" if record.is_ready else "starting"
@@ -71,6 +89,11 @@ def _controller_lines(known: "ControllerStatus", experts: bool) -> Iterator[str]
         f"table version {known.table_version}, {completeness}, redundancy {known.redundancy}"
         f"{waiting}"
     )
+    yield load_line(known)
+    if known.last_decision is not None:
+        age_s = known.last_decision.age_s
+        yield f"last decision, {age_s:.0f} s ago: {describe_decision(known.last_decision)}"
+    yield from (f"scaling, {line}" for line in known.scaling)
     if known.shards:
         yield ""
         head = ("shard", "host", "state", "slots used", "resident", "weights", "read", "experts")

@@ -21,7 +21,7 @@ class Policy(Enum):
     EVEN_SPLIT = "even_split"  # rows in rotation: needs no load, the usual baseline
 
 
-_CODES = {
+CODES = {
     Policy.LEAST_TOKENS: split.LEAST_TOKENS,
     Policy.ONE_REPLICA: split.ONE_REPLICA,
     Policy.EVEN_SPLIT: split.EVEN_SPLIT,
@@ -52,7 +52,7 @@ def choose_shards(
     """
     ids = np.ascontiguousarray(expert_ids, dtype=np.int32)
     shards = np.empty(ids.shape, dtype=np.int16)
-    bad = split.assign(ids.reshape(-1), holders, counts, load, _CODES[policy], shards.reshape(-1))
+    bad = split.assign(ids.reshape(-1), holders, counts, load, CODES[policy], shards.reshape(-1))
     if bad >= 0:
         _refuse(int(ids.reshape(-1)[bad]), counts)
     return shards

@@ -1,25 +1,30 @@
 """The controller's decisions: reports go in, a table and orders come out; no Ray, no clock.
 
-Shards say what they hold, attention replicas which table they use and which shards they lost.
-The state is rebuilt from those reports alone, so a controller that comes back needs no memory.
+Shards say what they hold, attention replicas which table they use, which shards they lost and
+what the gate asked for. The state is rebuilt from those reports alone, so a controller that comes
+back needs no memory. What slots should hold is `placer`'s matter, who is there is `members`'.
 """
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from router.errors import ConfigError
-from router.moves import Exclusion, LoadExpert, ShardSlots, reconcile, settled
+from router.load import imbalance
+from router.members import Members, ShardState
+from router.moves import Exclusion, LoadExpert, Reconciliation, reconcile, settled
 from router.orders import servable
-from router.placement import ShardRoom, place
-from router.table import ReplicaTable, ShardAddress, ShardId, build_table
+from router.placer import Placer, PlacerSettings
+from router.planning import Placed, PlacementJob
+from router.table import ReplicaTable, ShardAddress, ShardId, table_of
 
 log = logging.getLogger(__name__)
 
 MAX_LOADS_PER_SHARD = 64  # orders at once; a shard works on one layer of them at a time
+REST_RATIO = 19.0  # a shard that serves spends a twentieth of its time on loading at most,
+REPAIR_REST_RATIO = 4.0  # a fifth while an expert has too few replicas, all while one has none
 MAX_HISTORY = 100  # tables remembered, to know what every reader leaves out
 
 Slots = NDArray[np.int32]
@@ -29,41 +34,48 @@ Slots = NDArray[np.int32]
 class ControlSettings:
     """The operator's choices that the controller needs."""
 
-    shards: int  # how many the pool should have
-    redundancy: int  # distinct shards an expert should be on
+    placer: PlacerSettings
     lease_s: float  # silence after which a shard counts as dead
-    settle_s: float  # how long a first table waits for shards that have not reported yet
-    replacement_grace_s: float  # after a death, wait so long for a new shard before moving experts
+    step_interval_s: float = 0.0  # reports within it are dealt with together
 
 
-@dataclass(slots=True)
-class ShardState:
-    """What is known of one shard."""
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """The answer to a shard's report."""
 
-    address: ShardAddress
-    held: Slots  # [L, S]
-    loading: tuple[LoadExpert, ...]
-    reported_s: float
-    suspected_s: float | None = None  # an attention replica could not reach it
+    loads: tuple[LoadExpert, ...] = ()
+    rest_ratio: float = 0.0  # rest after a load, if rows were served meanwhile, by its duration
+    expelled: str = ""  # why it must end; empty: it may stay
+    may_leave: bool = False  # one that was told to stop: nobody needs it any more
+    wanted_shards: int = 0  # how many there should be; 0: not known, or not to be changed
 
 
-@dataclass(slots=True)
 class ControlState:
-    """Feed it reports and the time; ask it for the table and for orders."""
+    """Feed it reports and the time; ask it for the table, for orders and for placements."""
 
-    settings: ControlSettings
-    shards: dict[ShardId, ShardState] = field(default_factory=dict)
-    readers: dict[str, int] = field(default_factory=dict)  # replica → table version it uses
-    table: ReplicaTable | None = None
-    n_experts: int = 0
-    target: dict[ShardId, Slots] = field(default_factory=dict)
-    waiting_for: str = "shards"
-    _first_s: float | None = None
-    _lost_s: float | None = None
-    _history: list[tuple[int, frozenset[Exclusion]]] = field(default_factory=list)
-    _orders: dict[ShardId, tuple[LoadExpert, ...]] = field(default_factory=dict)
-    _version: int = 0
-    _members: frozenset[ShardId] = frozenset()
+    def __init__(self, settings: ControlSettings) -> None:
+        self.settings = settings
+        self.members = Members()
+        self.placer = Placer(settings.placer)
+        self.readers: dict[str, int] = {}  # attention replica → table version it uses
+        self.table: ReplicaTable | None = None
+        self.n_experts = 0
+        self._missing = "shards"
+        self._first_s: float | None = None
+        self._is_dirty = False
+        self._stepped_s = float("-inf")
+        self._history: list[tuple[int, frozenset[Exclusion]]] = []
+        self._orders: dict[ShardId, tuple[LoadExpert, ...]] = {}
+        self._version = 0
+        self._spare: frozenset[ShardId] = frozenset()  # leaving shards that are left out of tables
+        self._left_out: dict[ShardId, int] = {}  # of those: the first table without it
+
+    @property
+    def waiting_for(self) -> str:
+        """Why not every expert can be used; empty if all is well."""
+        if self.table is not None and self.table.is_complete and self.members.live():
+            return ""
+        return self.placer.waiting_for or self._missing
 
     def on_shard(
         self,
@@ -73,94 +85,162 @@ class ControlState:
         held: Slots,
         loading: tuple[LoadExpert, ...],
         now_s: float,
-    ) -> tuple[LoadExpert, ...]:
-        """A shard's report; returns what it should load besides what it says it is loading."""
-        known = self.shards.get(address.shard_id)
-        if known is None:
-            log.info("shard registered: shard=%s host=%s", address.shard_id, address.host)
-            self._first_s = now_s if self._first_s is None else self._first_s
-        suspected_s = known.suspected_s if known else None
-        if suspected_s is not None and now_s > suspected_s:
-            log.info("shard is back: shard=%s", address.shard_id)
-            suspected_s = None  # it reported after the complaint: it lives
+        is_leaving: bool = False,
+    ) -> Orders:
+        """A shard's report; returns what it should load besides what it says it is loading.
+
+        is_leaving: it was told to stop; when it may, it is forgotten.
+        """
+        shard_id = address.shard_id
+        if shard_id in self.members.expelled:
+            return Orders(expelled=self.members.expelled[shard_id])
+        self._first_s = now_s if self._first_s is None else self._first_s
         self.n_experts = n_experts
-        self.shards[address.shard_id] = ShardState(address, held, loading, now_s, suspected_s)
+        self._is_dirty |= self.members.report(address, held, loading, now_s=now_s)
+        if is_leaving:
+            self._is_dirty |= self.members.leave(shard_id)
         self.step(now_s)
-        orders = self._orders.pop(address.shard_id, ())
-        self.shards[address.shard_id].loading = (*loading, *orders)
-        return orders
+        if is_leaving and self._may_leave(shard_id):
+            self.members.dismiss(shard_id)
+            return Orders(may_leave=True)
+        orders = self._orders.pop(shard_id, ())
+        if orders:
+            self.members.shards[shard_id].loading = (*loading, *orders)
+        return Orders(orders, self._rest_ratio())
 
     def on_reader(
-        self, replica_id: str, table_version: int, lost: Mapping[ShardId, str], *, now_s: float
+        self,
+        replica_id: str,
+        table_version: int,
+        lost: Mapping[ShardId, str],
+        *,
+        now_s: float,
+        wrong: Mapping[ShardId, str] | None = None,
+        expert_rows: NDArray[np.int64] | None = None,
     ) -> None:
-        """An attention replica's report."""
-        self.readers[replica_id] = table_version
+        """An attention replica's report. lost: could not be reached; wrong: answered nonsense."""
+        if table_version:  # one that is starting uses no table, and its first is the newest
+            self._is_dirty |= self.readers.get(replica_id) != table_version
+            self.readers[replica_id] = table_version
         self._version = max(self._version, table_version)  # after a restart: go on above it
         for shard_id, reason in lost.items():
-            shard = self.shards.get(shard_id)
-            if shard is not None and shard.suspected_s is None:
-                log.warning(
-                    "shard suspected: shard=%s by=%s reason=%s", shard_id, replica_id, reason
-                )
-                shard.suspected_s = now_s
+            self._is_dirty |= self.members.suspect(
+                shard_id, by=replica_id, reason=reason, now_s=now_s
+            )
+        for shard_id, reason in (wrong or {}).items():
+            self._is_dirty |= self.members.expel(shard_id, by=replica_id, reason=reason)
+        if expert_rows is not None:
+            self.placer.observe(expert_rows, now_s)
         self.step(now_s)
+
+    def _may_leave(self, shard_id: ShardId) -> bool:
+        """Whether every reader's table does without it, or all are leaving."""
+        if all(state.is_leaving for state in self.members.shards.values()):
+            return True
+        if self.table is None or shard_id in {a.shard_id for a in self.table.shards}:
+            self._left_out.pop(shard_id, None)
+            return False
+        since = self._left_out.setdefault(shard_id, self.table.version)
+        return min(self.readers.values(), default=since) >= since
+
+    def _unneeded(self, live: Mapping[ShardId, ShardState]) -> frozenset[ShardId]:
+        """The leaving shards, once the others have every expert as often as there is room for."""
+        staying = self.members.staying()
+        leaving = live.keys() - staying.keys()
+        if not leaving or not staying or self.placer.last is None:
+            return frozenset()
+        excluded = self._history[-1][1] if self._history else frozenset()
+        slots = {s: state.slots for s, state in staying.items()}
+        offered = servable(slots, excluded, n_experts=self.n_experts)
+        wanted = min(self.settings.placer.redundancy, self.placer.last.redundancy)
+        enough = wanted > 0 and bool((offered.sum(axis=0) >= wanted).all())
+        return frozenset(leaving) if enough else frozenset()
+
+    def _rest_ratio(self) -> float:
+        if self.table is None or not self.table.is_complete:
+            return 0.0
+        is_short = self.table.redundancy() < self.settings.placer.redundancy
+        is_draining = any(state.is_leaving for state in self.members.shards.values())
+        return REPAIR_REST_RATIO if is_short or is_draining else REST_RATIO
 
     def forget_reader(self, replica_id: str) -> None:
         """An attention replica is gone; nobody waits for it to adopt a table."""
         self.readers.pop(replica_id, None)
+        self._is_dirty = True
+
+    def imbalance(self, now_s: float) -> float | None:
+        """Max over mean load of the table's shards, mean over layers; None without traffic."""
+        loads, table = self.placer.loads(now_s), self.table
+        if loads is None or table is None or loads.shape != table.counts.shape:
+            return None
+        policy = self.settings.placer.policy
+        return float(
+            imbalance(
+                loads, table.holders, table.counts, n_shards=len(table.shards), policy=policy
+            ).mean()
+        )
+
+    def placement_due(self, now_s: float, *, move_cost_rows: float = 0.0) -> PlacementJob | None:
+        """A placement that should be made now; `on_placed` takes its outcome."""
+        return self.placer.due(self.members, self.n_experts, now_s, move_cost_rows=move_cost_rows)
+
+    def on_placed(self, placed: Placed, now_s: float) -> None:
+        """The outcome of the job."""
+        if self.placer.take(placed, self.members, now_s):
+            self._is_dirty, self._stepped_s = True, float("-inf")
+            self.step(now_s)
 
     def step(self, now_s: float) -> None:
-        """Let time pass: leases end, targets are made, the table follows what is held."""
-        self._expire(now_s)
-        live = {s: state for s, state in self.shards.items() if state.suspected_s is None}
-        if not live:
-            self.waiting_for = f"shards: 0 of {self.settings.shards} have reported"
-            self._orders = {}
+        """Let time pass: leases end, the table and the orders follow what is held."""
+        if now_s - self._stepped_s < self.settings.step_interval_s:
             return
-        self._retarget(live, now_s)
-        excluded = self._history[-1][1] if self._history else frozenset[Exclusion]()
+        self._stepped_s = now_s
+        self._is_dirty |= bool(self.members.expire(self.settings.lease_s, now_s=now_s))
+        everyone = self.members.live()
+        spare = self._unneeded(everyone)
+        self._is_dirty |= spare != self._spare
+        self._spare = spare
+        live = {s: state for s, state in everyone.items() if s not in spare}
+        if not live:
+            self._missing = f"shards: 0 of {self.placer.expected} have reported"
+            self._orders = {}
+        elif self._is_dirty or self.table is None:
+            self._is_dirty = False
+            self.placer.count_moves(live, now_s)
+            plan = self._reconcile(live)
+            self._orders = plan.loads_by_shard()
+            self._publish(live, plan.exclusions, now_s)
+
+    def _reconcile(self, live: Mapping[ShardId, ShardState]) -> Reconciliation:
         oldest = min(self.readers.values(), default=self._version)
-        plan = reconcile(
-            {s: t for s, t in self.target.items() if s in live},
-            {s: ShardSlots(state.held, state.loading) for s, state in live.items()},
-            redundancy=self.settings.redundancy,
-            excluded=excluded,
+        return reconcile(
+            {s: t for s, t in self.placer.target.items() if s in live},
+            {s: state.slots for s, state in live.items()},
+            redundancy=self.settings.placer.redundancy,
+            excluded=self._history[-1][1] if self._history else frozenset(),
             settled=settled(self._history, oldest_in_use=oldest),
             max_loads_per_shard=MAX_LOADS_PER_SHARD,
         )
-        self._orders = plan.loads_by_shard()
-        self._publish(live, plan.exclusions, now_s)
 
     def _publish(
         self, live: Mapping[ShardId, ShardState], exclusions: frozenset[Exclusion], now_s: float
     ) -> None:
         """Make a new table if what can be used has changed; the first one only when it is due."""
-        holdings = [
-            (live[s].address, servable(s, ShardSlots(live[s].held, live[s].loading), exclusions))
-            for s in sorted(live)
-        ]
-        n_layers = next(iter(live.values())).held.shape[0]
-        table = build_table(
-            self._version + 1, holdings, n_layers=n_layers, n_experts=self.n_experts
+        offered = servable(
+            {s: state.slots for s, state in live.items()}, exclusions, n_experts=self.n_experts
         )
+        addresses = tuple(state.address for state in live.values())
+        table = table_of(self._version + 1, addresses, offered)
         if self.table is None:
-            there = int(np.count_nonzero(table.counts))
-            if self.target:
-                self.waiting_for = (
-                    f"experts: {there} of {table.counts.size} in place on {len(live)} shards"
-                )
-            assert self._first_s is not None
-            has_settled = len(live) >= self.settings.shards or (
-                now_s - self._first_s > self.settings.settle_s
-            )
-            if not (table.is_complete and has_settled):
+            if not self._is_first_due(table, len(live), now_s):
                 return
         elif self.table.version == self._version and _same(table, self.table):
             return
         self.table = table
         self._version = table.version
+        self._is_dirty = bool(exclusions)  # which are to be acted upon, even if nobody reads
         self._history = [*self._history[-MAX_HISTORY:], (table.version, exclusions)]
-        self.waiting_for = "" if table.is_complete else "experts that no live shard holds"
+        self._missing = "" if table.is_complete else "experts that no live shard holds"
         log.info(
             "table published: table_version=%s shards=%s redundancy=%s complete=%s",
             table.version,
@@ -169,64 +249,13 @@ class ControlState:
             table.is_complete,
         )
 
-    def _expire(self, now_s: float) -> None:
-        for shard_id, state in list(self.shards.items()):
-            silent_s = now_s - state.reported_s
-            if silent_s > self.settings.lease_s:
-                log.warning("shard lost: shard=%s silent_s=%.1f", shard_id, silent_s)
-                del self.shards[shard_id]
-                self._lost_s = now_s
-
-    def _retarget(self, live: dict[ShardId, ShardState], now_s: float) -> None:
-        members = frozenset(live)
-        if members == self._members or not self._may_place(live, now_s):
-            return
-        held = {s: state.held for s, state in live.items()}
-        layers = next(iter(held.values())).shape[0]
-        rooms = [ShardRoom(s, live[s].address.host, held[s].shape[1]) for s in sorted(held)]
-        loads = np.ones((layers, self.n_experts))
-        for redundancy in range(self.settings.redundancy, 0, -1):
-            try:
-                self.target = place(loads, rooms, redundancy=redundancy, current=held)
-            except ConfigError as error:
-                self.waiting_for = str(error)
-                continue
-            log.info(
-                "target placed: shards=%s redundancy=%s wanted=%s reason=members changed",
-                len(members),
-                redundancy,
-                self.settings.redundancy,
-            )
-            self._members = members
-            return
-        log.warning("no placement: shards=%s reason=%s", len(members), self.waiting_for)
-        self._members = members
-
-    def _may_place(self, live: dict[ShardId, ShardState], now_s: float) -> bool:
-        """Whether to (re)place now, or to wait for shards that are expected."""
+    def _is_first_due(self, table: ReplicaTable, n_live: int, now_s: float) -> bool:
+        if self.placer.target:
+            there = int(np.count_nonzero(table.counts))
+            self._missing = f"experts: {there} of {table.counts.size} in place on {n_live} shards"
         assert self._first_s is not None
-        if len(live) >= self.settings.shards:
-            self._lost_s = None
-            return True
-        waited_s = now_s - self._first_s
-        if waited_s <= self.settings.settle_s:
-            return False  # after a restart the others will report within moments
-        if not self._members and all((s.held < 0).all() for s in live.values()):
-            self.waiting_for = f"shards: {len(live)} of {self.settings.shards} have reported"
-            return waited_s > self.settings.replacement_grace_s
-        if not self._holds_all(live):
-            return True  # an expert is nowhere: load it wherever there is room
-        if self._lost_s is None:
-            self._lost_s = now_s
-        return now_s - self._lost_s > self.settings.replacement_grace_s
-
-    def _holds_all(self, live: dict[ShardId, ShardState]) -> bool:
-        held = [state.held for state in live.values()]
-        for layer in range(held[0].shape[0]):
-            experts = np.unique(np.concatenate([h[layer] for h in held]))
-            if np.count_nonzero(experts >= 0) < self.n_experts:
-                return False
-        return True
+        has_settled = now_s - self._first_s > self.settings.placer.settle_s
+        return table.is_complete and (has_settled or n_live >= self.placer.expected)
 
 
 def _same(one: ReplicaTable, other: ReplicaTable) -> bool:

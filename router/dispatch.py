@@ -1,6 +1,6 @@
 """What each shard is sent for one layer; step 5 of a token's life.
 
-`choose` has picked a shard for every (token, choice); here the pairs are grouped into one message a
+`choose` picks a shard for every (token, choice); here the pairs are grouped into one message a
 shard, each token's row once. Turning the plan into bytes is the transport's work, adding up the
 answers is `combine`'s.
 """
@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from router.choose import CODES, Policy
 from router.jit import jit
+from router.split import assign
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,29 @@ def plan_dispatch(
     return plan_pairs(
         positions, shards.reshape(-1), expert_ids.reshape(-1), n_choices=shards.shape[1]
     )
+
+
+def plan_layer(
+    expert_ids: NDArray[np.int32],
+    holders: NDArray[np.int16],
+    counts: NDArray[np.int16],
+    load: NDArray[np.float32],
+    policy: Policy,
+) -> tuple[ShardRows, ...] | None:
+    """`choose_shards` and `plan_dispatch` at once; arguments as there, expert_ids contiguous.
+
+    Returns None if an expert that occurs has no holder.
+    """
+    n_choices = expert_ids.shape[1]
+    shards = np.empty(expert_ids.size, np.int16)
+    packed = np.empty((4, expert_ids.size), np.int32)
+    ends = np.empty((2, load.size + 1), np.int32)
+    ids = expert_ids.reshape(-1)
+    if _choose_and_group(
+        ids, n_choices, holders, counts, load, CODES[policy], shards, packed, ends
+    ):
+        return _cut(packed, ends)
+    return None
 
 
 def plan_pairs(
@@ -80,8 +105,33 @@ def _cut(packed: NDArray[np.int32], ends: NDArray[np.int32]) -> tuple[ShardRows,
 
 
 def warm_up() -> None:
-    """Compile the loop."""
-    plan_dispatch(np.zeros((1, 1), dtype=np.int16), np.zeros((1, 1), dtype=np.int32))
+    """Compile the loops, for table arrays that are read-only and for masked copies of them."""
+    ids, load = np.zeros((1, 1), dtype=np.int32), np.zeros(1, dtype=np.float32)
+    plan_dispatch(np.zeros((1, 1), dtype=np.int16), ids)
+    for writeable in (False, True):
+        holders, counts = np.zeros((1, 1), dtype=np.int16), np.ones(1, dtype=np.int16)
+        holders.setflags(write=writeable)
+        counts.setflags(write=writeable)
+        plan_layer(ids, holders, counts, load, Policy.LEAST_TOKENS)
+
+
+@jit
+def _choose_and_group(
+    ids: NDArray[np.int32],
+    n_choices: int,
+    holders: NDArray[np.int16],
+    counts: NDArray[np.int16],
+    load: NDArray[np.float32],
+    policy: int,
+    shards: NDArray[np.int16],
+    packed: NDArray[np.int32],
+    ends: NDArray[np.int32],
+) -> bool:
+    """Fill `shards`, `packed` and `ends`; False if an id has no holder."""
+    if assign(ids, holders, counts, load, policy, shards) >= 0:
+        return False
+    _group(np.arange(ids.size).astype(np.int32), shards, ids, n_choices, packed, ends)
+    return True
 
 
 @jit

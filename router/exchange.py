@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router.choose import Policy, choose_shards, mask_dead
-from router.dispatch import ShardRows, plan_pairs
+from router.dispatch import ShardRows, plan_layer, plan_pairs
 from router.table import ReplicaTable, ShardId
 
 
@@ -24,6 +24,20 @@ class SendRows:
     number: int
     shard_id: ShardId
     rows: ShardRows
+
+
+class SendNumbers:
+    """Endless numbers for sends, shared by all layers; none is used twice."""
+
+    def __init__(self) -> None:
+        self.last = 0
+
+    def __iter__(self) -> Iterator[int]:
+        return self
+
+    def __next__(self) -> int:
+        self.last += 1
+        return self.last
 
 
 class LayerExchange:
@@ -50,6 +64,7 @@ class LayerExchange:
         self._numbers = numbers
         self._policy = policy
         self._dead = set(dead)
+        self._refused: set[ShardId] = set()
         self._pending: dict[int, SendRows] = {}
         self._stranded: NDArray[np.int32] = np.empty(0, np.int32)
         self._load = load
@@ -58,8 +73,8 @@ class LayerExchange:
     def _use(self, table: ReplicaTable) -> None:
         self._table = table
         holders, counts = table.holders[self._layer], table.counts[self._layer]
-        if self._dead:
-            lost = np.array([a.shard_id in self._dead for a in table.shards], dtype=np.bool_)
+        if out := self._dead | self._refused:
+            lost = np.array([a.shard_id in out for a in table.shards], dtype=np.bool_)
             holders, counts = mask_dead(holders, counts, lost)
         self._holders, self._counts = holders, counts
 
@@ -78,9 +93,21 @@ class LayerExchange:
         """Experts that are needed and that no live shard of the table holds."""
         return tuple(int(e) for e in np.unique(self._expert_ids.reshape(-1)[self._stranded]))
 
-    def begin(self) -> tuple[SendRows, ...]:
-        """Place every pair. Call once."""
-        return self._place(np.arange(self._expert_ids.size, dtype=np.int32))
+    def begin(self, positions: NDArray[np.int32] | None = None) -> tuple[SendRows, ...]:
+        """Place every pair, or only those at `positions` [P]. Call once."""
+        if positions is None:
+            plan = plan_layer(
+                self._expert_ids, self._holders, self._counts, self._outstanding(), self._policy
+            )
+            if plan is not None:
+                return self._send(plan)
+            positions = np.arange(self._expert_ids.size, dtype=np.int32)
+        return self._place(positions)
+
+    def can_place(self, positions: NDArray[np.int32]) -> NDArray[np.bool_]:
+        """[P] bool, whether a live shard holds the expert of each of these pairs."""
+        usable: NDArray[np.bool_] = self._counts[self._expert_ids.reshape(-1)[positions]] > 0
+        return usable
 
     def expects(self, number: int, shard_id: ShardId) -> SendRows | None:
         """The send with this number; None if it is late, repeated or from a stranger."""
@@ -94,6 +121,9 @@ class LayerExchange:
     def on_lost(self, shard_id: ShardId) -> tuple[SendRows, ...]:
         """The shard is gone: its unanswered pairs go to other holders."""
         self._dead.add(shard_id)
+        return self._take_back(shard_id)
+
+    def _take_back(self, shard_id: ShardId) -> tuple[SendRows, ...]:
         self._use(self._table)
         lost = [s for s in self._pending.values() if s.shard_id == shard_id]
         for send in lost:
@@ -103,36 +133,65 @@ class LayerExchange:
         return self._place(np.concatenate([s.rows.pair_positions for s in lost]))
 
     def on_refused(self, number: int, shard_id: ShardId) -> tuple[SendRows, ...]:
-        """The shard does not hold an expert of this send: for this layer it counts as lost."""
-        return self.on_lost(shard_id) if self.expects(number, shard_id) else ()
+        """The shard will not compute this send: it is left out until `retry_refused`."""
+        if not self.expects(number, shard_id):
+            return ()
+        self._refused.add(shard_id)
+        return self._take_back(shard_id)
+
+    @property
+    def has_refused(self) -> bool:
+        """Whether a shard is left out because it refused."""
+        return bool(self._refused)
+
+    def retry_refused(self) -> tuple[SendRows, ...]:
+        """Place what is stranded, also on shards that refused."""
+        self._refused.clear()
+        self._use(self._table)
+        return self._place_stranded()
 
     def on_table(self, table: ReplicaTable, *, dead: frozenset[ShardId]) -> tuple[SendRows, ...]:
         """A newer table: place what was stranded; what is already away stays there."""
         self._dead = set(dead)
+        self._refused.clear()
         self._load = None
         self._use(table)
+        return self._place_stranded()
+
+    def _place_stranded(self) -> tuple[SendRows, ...]:
         stranded, self._stranded = self._stranded, np.empty(0, np.int32)
         return self._place(stranded) if stranded.size else ()
 
     def _place(self, positions: NDArray[np.int32]) -> tuple[SendRows, ...]:
         experts = self._expert_ids.reshape(-1)[positions]
-        placeable = self._counts[experts] > 0
+        placeable = self.can_place(positions)
         if not placeable.all():
             self._stranded = np.concatenate([self._stranded, positions[~placeable]])
             positions, experts = positions[placeable], experts[placeable]
         if not positions.size:
             return ()
-        load = self._load
-        if load is None:
-            load = np.zeros(len(self._table.shards), np.float32)
         shards = choose_shards(
-            experts.reshape(-1, 1), self._holders, self._counts, load, self._policy
+            experts.reshape(-1, 1), self._holders, self._counts, self._outstanding(), self._policy
         )
+        n_choices = self._expert_ids.shape[1]
+        return self._send(plan_pairs(positions, shards.reshape(-1), experts, n_choices=n_choices))
+
+    def _send(self, plan: tuple[ShardRows, ...]) -> tuple[SendRows, ...]:
         sends = tuple(
             SendRows(next(self._numbers), self._table.shards[rows.shard].shard_id, rows)
-            for rows in plan_pairs(
-                positions, shards.reshape(-1), experts, n_choices=self._expert_ids.shape[1]
-            )
+            for rows in plan
         )
         self._pending.update((send.number, send) for send in sends)
         return sends
+
+    def _outstanding(self) -> NDArray[np.float32]:
+        """[S] rows that each shard of the table has waiting, this layer's own included."""
+        n_shards = len(self._table.shards)
+        load = np.zeros(n_shards, np.float32) if self._load is None else self._load
+        if self._pending:
+            load = load.copy()
+            index = {address.shard_id: i for i, address in enumerate(self._table.shards)}
+            for send in self._pending.values():
+                if send.shard_id in index:
+                    load[index[send.shard_id]] += send.rows.pair_rows.size
+        return load

@@ -8,6 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from router.choose import Policy
+from router.pour import pour_layers
+
+_SWEEPS = 20  # of pouring, when a split is predicted and not hurried
+
 
 @dataclass(frozen=True, slots=True)
 class LoadWindow:
@@ -44,20 +49,25 @@ def shard_loads(
     counts: NDArray[np.int16],
     *,
     n_shards: int,
+    policy: Policy = Policy.EVEN_SPLIT,
 ) -> NDArray[np.float64]:
-    """[L, n_shards] load of each shard if every expert's rows split evenly over its holders.
+    """[L, n_shards] load of each shard under the policy by which replicas are chosen.
 
     loads: [L, E]; holders: [L, E, R] int16; counts: [L, E] int16. An expert without a holder
-    loads nobody.
+    loads nobody. ONE_REPLICA counts as LEAST_TOKENS: over many batches rows spread as with it.
     """
-    n_layers, _, widest = holders.shape
+    n_layers, n_experts, widest = holders.shape
+    total = np.zeros((n_layers, n_shards))
+    if policy is not Policy.EVEN_SPLIT:
+        rows = np.array(loads, dtype=np.float64, order="C")
+        pour_layers(rows, holders, counts, total, _SWEEPS * n_experts)
+        return total
     used = np.arange(widest) < counts[..., None]
     share = loads / np.maximum(counts, 1)
     cells = np.arange(n_layers)[:, None, None] * n_shards + np.where(used, holders, 0)
     weights = np.where(used, share[..., None], 0.0)
-    total = np.zeros(n_layers * n_shards)
-    np.add.at(total, cells.ravel(), weights.ravel())
-    return total.reshape(n_layers, n_shards)
+    np.add.at(total.reshape(-1), cells.ravel(), weights.ravel())
+    return total
 
 
 def imbalance(
@@ -66,14 +76,19 @@ def imbalance(
     counts: NDArray[np.int16],
     *,
     n_shards: int | None = None,
+    policy: Policy = Policy.EVEN_SPLIT,
 ) -> NDArray[np.float64]:
-    """[L] maximum over mean load of the shards, split evenly; 1 is perfect, also with no load.
+    """[L] maximum over mean load of the shards; 1 is perfect, also with no load.
 
-    loads, holders, counts: as in `shard_loads`. n_shards: None counts up to the highest index.
+    As `shard_loads`. n_shards: None counts up to the highest index.
     """
     if n_shards is None:
         n_shards = int(holders.max(initial=0)) + 1
-    per_shard = shard_loads(loads, holders, counts, n_shards=n_shards)
+    return max_over_mean(shard_loads(loads, holders, counts, n_shards=n_shards, policy=policy))
+
+
+def max_over_mean(per_shard: NDArray[np.float64]) -> NDArray[np.float64]:
+    """per_shard [L, S] → [L], 1 where there is no load."""
     mean = per_shard.mean(axis=1)
     return np.where(mean > 0, per_shard.max(axis=1) / np.where(mean > 0, mean, 1.0), 1.0)
 

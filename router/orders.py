@@ -1,5 +1,6 @@
 """The words in which moves are spoken: what to load where, and what to stop offering first."""
 
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
@@ -44,11 +45,19 @@ class ShardSlots:
 
 
 def servable(
-    shard_id: ShardId, slots: ShardSlots, exclusions: AbstractSet[Exclusion]
-) -> dict[int, list[int]]:
-    """What a table may offer of this shard: layer → experts, for `table.build_table`."""
-    out: dict[int, list[int]] = {}
-    for layer, row in enumerate(slots.intact()):
-        experts = sorted({int(e) for e in row if e >= 0})
-        out[layer] = [e for e in experts if Exclusion(shard_id, layer, e) not in exclusions]
-    return out
+    shards: Mapping[ShardId, ShardSlots], exclusions: AbstractSet[Exclusion], *, n_experts: int
+) -> NDArray[np.bool_]:
+    """[S, L, E] bool, what a table may offer of each shard, in the order of `shards`."""
+    offered = np.stack([held_experts(slots.intact(), n_experts) for slots in shards.values()])
+    index = {shard_id: i for i, shard_id in enumerate(shards)}
+    for exclusion in exclusions:
+        if exclusion.shard_id in index:
+            offered[index[exclusion.shard_id], exclusion.layer, exclusion.expert] = False
+    return offered
+
+
+def held_experts(slots: NDArray[np.int32], n_experts: int) -> NDArray[np.bool_]:
+    """slots [L, S] int32, -1 for empty → [L, E] bool, which experts are in them."""
+    held = np.zeros((slots.shape[0], n_experts + 1), dtype=np.bool_)
+    held[np.arange(slots.shape[0])[:, None], slots] = True  # -1 is the last column
+    return held[:, :-1]

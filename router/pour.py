@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from router.jit import jit
 
-_VISITS = 640  # experts poured again at most per call; bounds the time (~25 ns each)
 _POLISH_SWEEPS = 2
 _SETTLED_ROWS = 0.25  # a sweep that moves no more than this anywhere ends the sweeps
 
@@ -73,16 +72,18 @@ def _pour_pair(
 
 @jit
 def pour_all(
-    rows: NDArray[np.int32],
+    rows: NDArray[np.int32] | NDArray[np.float64],
     holders: NDArray[np.int16],
     counts: NDArray[np.int16],
     total: NDArray[np.float64],
     shares: NDArray[np.float64],
+    visits: int,
 ) -> None:
     """Fractional shares that approach the least possible maximum of `total`.
 
     Pouring one expert at a time is block descent on the sum of squared loads, a convex function;
-    on these polytopes its minimum also has the least maximum. Single holders go first.
+    on these polytopes its minimum also has the least maximum. Single holders go first. visits:
+    experts poured again at most, but two sweeps are made; bounds the time (~25 ns each).
     """
     several = np.empty(rows.size, np.int64)
     n_several = 0
@@ -95,7 +96,7 @@ def pour_all(
         else:
             several[n_several] = expert
             n_several += 1
-    for _ in range(max(_VISITS // max(n_several, 1), 2)):
+    for _ in range(max(visits // max(n_several, 1), 2)):
         largest = 0.0
         for i in range(n_several):
             expert = several[i]
@@ -106,6 +107,20 @@ def pour_all(
             largest = max(largest, change)
         if largest <= _SETTLED_ROWS:
             break
+
+
+@jit
+def pour_layers(
+    loads: NDArray[np.float64],
+    holders: NDArray[np.int16],
+    counts: NDArray[np.int16],
+    per_shard: NDArray[np.float64],
+    visits: int,
+) -> None:
+    """`pour_all` for every layer of a table: loads [L, E] onto `per_shard` [L, S], from zero."""
+    for layer in range(loads.shape[0]):
+        shares = np.zeros(holders.shape[1:], np.float64)
+        pour_all(loads[layer], holders[layer], counts[layer], per_shard[layer], shares, visits)
 
 
 @jit

@@ -9,7 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from router.table import ShardId
+from router.choose import Policy
+from router.load import max_over_mean, shard_loads
+from router.orders import held_experts
+from router.table import ShardId, holders_of
+
+_TOLERANCE = 1e-6  # of a load; pouring ends when almost nothing moves
+_DEVIATIONS = 2.0
+_WORTHWHILE = 0.01  # of the heaviest load; less is no reason to touch a layer
 
 Slots = NDArray[np.int32]
 Placement = Mapping[ShardId, Slots]
@@ -17,7 +24,7 @@ Placement = Mapping[ShardId, Slots]
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The verdict. Imbalance is maximum over mean shard load, mean over layers, even split."""
+    """The verdict. Imbalance is maximum over mean load of the shards, mean over layers."""
 
     accepted: bool
     reason: str
@@ -33,6 +40,7 @@ def decide(
     *,
     redundancy: int,
     move_cost_rows: float,
+    policy: Policy = Policy.EVEN_SPLIT,
 ) -> Decision:
     """Accept what repairs redundancy, or lowers the heaviest shards' load by more than it costs.
 
@@ -42,16 +50,15 @@ def decide(
     redundancy: replicas that every expert should have.
     move_cost_rows: rows that a shard does not serve because it loads one expert; >= 0. What
         counts is the shard with the most moves, since shards load side by side.
+    policy: how replicas are chosen, by which the shards' loads are predicted.
     Load never rises on a layer's most loaded shard, unless the proposal repairs.
     """
     copies_before, copies_after = (_copies(p, loads.shape) for p in (current, proposed))
-    before, after = (
-        _shard_loads(p, loads, c, proposed)
-        for p, c in ((current, copies_before), (proposed, copies_after))
-    )
-    n_moves, most_moves = _moves(current, proposed)
+    before, after = (_shard_loads(p, loads, proposed, policy) for p in (current, proposed))
+    moves = _moves(current, proposed)
+    n_moves = int(moves.sum())
     saved = float((before.max(axis=1) - after.max(axis=1)).sum())
-    cost = most_moves * move_cost_rows
+    cost = float(moves.sum(axis=0).max()) * move_cost_rows
     short_before = int((copies_before < redundancy).sum())
     short_after = int((copies_after < redundancy).sum())
     if n_moves == 0:
@@ -62,29 +69,40 @@ def decide(
             f"{'repairs' if accepted else 'harms'} redundancy {redundancy}: "
             f"{short_before} experts short before, {short_after} after"
         )
-    elif (after.max(axis=1) > before.max(axis=1) * (1 + 1e-9)).any():
+    elif (after.max(axis=1) > before.max(axis=1) * (1 + _TOLERANCE)).any():
         worse = int((after.max(axis=1) - before.max(axis=1)).argmax())
         accepted, reason = False, f"the most loaded shard of layer {worse} would get more"
     else:
         accepted = saved > cost
-        reason = f"saves {saved:.0f} rows on the most loaded shards, moves cost {cost:.0f}"
-    return Decision(accepted, reason, _ratio(before), _ratio(after), n_moves)
+        gain = max(saved, 0.0)  # pouring may end a hair above what it began with
+        reason = f"saves {gain:.0f} rows on the most loaded shards, moves cost {cost:.0f}"
+    ratios = [float(max_over_mean(per_shard).mean()) for per_shard in (before, after)]
+    return Decision(accepted, reason, ratios[0], ratios[1], n_moves)
 
 
 def improved_layers(
-    current: Placement, proposed: Placement, loads: NDArray[np.float64], *, redundancy: int
+    current: Placement,
+    proposed: Placement,
+    loads: NDArray[np.float64],
+    *,
+    redundancy: int,
+    move_cost_rows: float = 0.0,
+    policy: Policy = Policy.EVEN_SPLIT,
 ) -> dict[ShardId, Slots]:
     """The proposal, but with the current slots in every layer that it does not make better.
 
-    A layer is better if fewer experts miss redundancy, or as many and its heaviest shard has less.
+    A layer is better if fewer experts miss redundancy, or as many and its heaviest shard has less:
+    by more than that layer's moves cost, and by more than chance makes of so many rows.
     """
     copies = [_copies(p, loads.shape) for p in (current, proposed)]
     short = [(c < redundancy).sum(axis=1) for c in copies]
     before, after = (
-        _shard_loads(p, loads, c, proposed).max(axis=1)
-        for p, c in zip((current, proposed), copies, strict=True)
+        _shard_loads(p, loads, proposed, policy).max(axis=1) for p in (current, proposed)
     )
-    better = (short[1] < short[0]) | ((short[1] == short[0]) & (after < before * (1 - 1e-9)))
+    cost = _moves(current, proposed).max(axis=1) * move_cost_rows
+    chance = _DEVIATIONS * np.sqrt(before)  # rows that come independently
+    less = before - after > np.maximum(np.maximum(cost, chance), before * _WORTHWHILE)
+    better = (short[1] < short[0]) | ((short[1] == short[0]) & less)
     kept = {}
     for shard_id, slots in proposed.items():
         held = _same_width(current.get(shard_id), slots)
@@ -104,48 +122,32 @@ def _copies(placement: Placement, shape: tuple[int, ...]) -> NDArray[np.int64]:
     """[L, E] replicas of each expert, on distinct shards."""
     copies = np.zeros(shape, dtype=np.int64)
     for slots in placement.values():
-        copies += _held(slots, shape)
+        copies += held_experts(slots, shape[1])
     return copies
 
 
-def _held(slots: Slots, shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """[L, E] whether the shard has the expert."""
-    held = np.zeros((shape[0], shape[1] + 1), dtype=np.bool_)
-    held[np.arange(shape[0])[:, None], slots] = True  # -1 is the last column
-    return held[:, :-1]
-
-
 def _shard_loads(
-    placement: Placement,
-    loads: NDArray[np.float64],
-    copies: NDArray[np.int64],
-    shards: Placement,
+    placement: Placement, loads: NDArray[np.float64], shards: Placement, policy: Policy
 ) -> NDArray[np.float64]:
     """[L, S] load of each of `shards`; the rows of an expert that nobody has wait everywhere."""
-    share = loads / np.maximum(copies, 1)
-    homeless = np.where(copies == 0, loads, 0.0).sum(axis=1)
-    columns = [
-        (share * _held(placement[s], loads.shape)).sum(axis=1) + homeless
-        if s in placement
-        else homeless
-        for s in shards
-    ]
-    return np.stack(columns, axis=1)
+    empty = np.zeros(loads.shape, dtype=np.bool_)
+    held = np.stack(
+        [held_experts(placement[s], loads.shape[1]) if s in placement else empty for s in shards]
+    )
+    holders, counts = holders_of(held)
+    homeless = np.where(counts == 0, loads, 0.0).sum(axis=1)
+    placed = shard_loads(loads, holders, counts, n_shards=len(shards), policy=policy)
+    per_shard: NDArray[np.float64] = placed + homeless[:, None]
+    return per_shard
 
 
-def _moves(current: Placement, proposed: Placement) -> tuple[int, int]:
-    """Experts to load: in all, and on the shard with most."""
-    per_shard = [0]
+def _moves(current: Placement, proposed: Placement) -> NDArray[np.int64]:
+    """[L, S] experts to load into each shard."""
+    columns = []
     for shard_id, slots in proposed.items():
         held = current.get(shard_id)
         new = slots >= 0
         if held is not None:
             new &= ~(slots[:, :, None] == held[:, None, :]).any(axis=2)
-        per_shard.append(int(new.sum()))
-    return sum(per_shard), max(per_shard)
-
-
-def _ratio(per_shard: NDArray[np.float64]) -> float:
-    mean = per_shard.mean(axis=1)
-    ratios = np.where(mean > 0, per_shard.max(axis=1) / np.where(mean > 0, mean, 1.0), 1.0)
-    return float(ratios.mean())
+        columns.append(new.sum(axis=1))
+    return np.stack(columns, axis=1)

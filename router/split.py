@@ -14,6 +14,8 @@ LEAST_TOKENS = 0
 ONE_REPLICA = 1
 EVEN_SPLIT = 2
 
+_VISITS = 640  # experts poured again at most per call
+
 
 @jit
 def _one_replica(
@@ -100,7 +102,7 @@ def assign(
         _one_replica(rows, holders, counts, load.astype(np.float64), whole)
     else:
         shares = np.zeros(holders.shape, np.float64)
-        pour_all(rows, holders, counts, load.astype(np.float64), shares)
+        pour_all(rows, holders, counts, load.astype(np.float64), shares, _VISITS)
         total = load.astype(np.float64)
         round_shares(rows, holders, counts, total, shares, whole)
         polish(rows, holders, counts, total, whole)

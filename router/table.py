@@ -78,24 +78,36 @@ def build_table(
 
     Raises ConfigError if a shard claims a layer or an expert that the model does not have.
     """
-    holder_sets: list[list[list[int]]] = [[[] for _ in range(n_experts)] for _ in range(n_layers)]
-    for index, (address, held) in enumerate(holdings):
-        for layer, experts in held.items():
-            for expert in set(experts):
+    held = np.zeros((len(holdings), n_layers, n_experts), dtype=np.bool_)
+    for index, (address, layers) in enumerate(holdings):
+        for layer, experts in layers.items():
+            for expert in experts:
                 if not (0 <= layer < n_layers and 0 <= expert < n_experts):
                     raise ConfigError(
                         f"shard {address.shard_id} claims layer {layer} expert {expert}; the "
                         f"model has {n_layers} MoE layers of {n_experts} experts. Restart that "
                         "shard with this deployment's checkpoint."
                     )
-                holder_sets[layer][expert].append(index)
-    widest = max((len(h) for row in holder_sets for h in row), default=0)
-    holders = np.full((n_layers, n_experts, max(widest, 1)), -1, dtype=np.int16)
-    counts = np.zeros((n_layers, n_experts), dtype=np.int16)
-    for layer, row in enumerate(holder_sets):
-        for expert, indices in enumerate(row):
-            holders[layer, expert, : len(indices)] = indices
-            counts[layer, expert] = len(indices)
+                held[index, layer, expert] = True
+    return table_of(version, tuple(address for address, _ in holdings), held)
+
+
+def table_of(
+    version: int, shards: tuple[ShardAddress, ...], held: NDArray[np.bool_]
+) -> ReplicaTable:
+    """Make the table of what may be offered: held [S, L, E] bool, in the order of `shards`."""
+    holders, counts = holders_of(held)
     holders.setflags(write=False)
     counts.setflags(write=False)
-    return ReplicaTable(version, tuple(a for a, _ in holdings), holders, counts)
+    return ReplicaTable(version, shards, holders, counts)
+
+
+def holders_of(held: NDArray[np.bool_]) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
+    """held [S, L, E] bool → holders [L, E, R] int16, -1 where there are fewer, counts [L, E]."""
+    counts = held.sum(axis=0, dtype=np.int16)
+    layer, expert, shard = np.nonzero(held.transpose(1, 2, 0))
+    first = np.cumsum(counts.ravel(), dtype=np.int64) - counts.ravel()
+    rank = np.arange(shard.size) - first.reshape(counts.shape)[layer, expert]
+    holders = np.full((*counts.shape, max(int(counts.max(initial=0)), 1)), -1, dtype=np.int16)
+    holders[layer, expert, rank] = shard
+    return holders, counts

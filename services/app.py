@@ -9,21 +9,25 @@ from typing import Any
 
 from ray import serve
 from ray.serve.deployment import Application
-from ray.serve.llm import LLMConfig
+from ray.serve.llm import LLMConfig, build_llm_deployment
 
+from services import autoscaling
 from services.attention.engine_args import cpu_engine_args
 from services.attention.plugin import LOAD_FORMAT
 from services.attention.server import CONFIG_KEY, AttentionServer
 from services.checkpoint import read_checkpoint
 from services.cluster import CONTROLLER
-from services.config import DeploymentConfig
+from services.config import AttentionConfig, DeploymentConfig, PoolConfig
 from services.controller import Controller
 from services.experts.shard import ExpertShard
-from services.gateway import build_gateway
+from services.forking.launch import python_for
+from services.gateway.deployment import build_gateway
 from services.transport.keys import make_keys
 
 ROOT = Path(__file__).parents[1]
 MANY = 10_000  # control calls are short; none of them should queue in Serve
+ON_HEAD = {"node:__internal_head__": 0.001}
+"""Ray's name for its head. Serve's proxy is there: what every request needs dies with no other."""
 
 
 def deploy(config: DeploymentConfig) -> None:
@@ -42,31 +46,45 @@ def build_app(config: DeploymentConfig) -> Application:
         name=CONTROLLER,
         num_replicas=1,
         max_ongoing_requests=MANY,
-        ray_actor_options={"num_cpus": 0, "runtime_env": _environment()},
+        ray_actor_options=_beside_the_api(config),
         health_check_period_s=2,
     ).bind(config, make_keys())
     pool = serve.deployment(
         ExpertShard,
         name="ExpertShard",
-        num_replicas=config.pool.shards,
+        **_shard_counts(config.pool),
+        max_replicas_per_node=config.pool.max_shards_per_host,
         ray_actor_options={
             "num_cpus": config.pool.cpus,
             "num_gpus": config.pool.gpus,
-            "runtime_env": _environment(config.pool.threads or 1),
+            "resources": config.pool.resources,
+            "runtime_env": _environment(config, config.pool.threads or 1),
         },
         health_check_period_s=2,
-        graceful_shutdown_timeout_s=5,
     ).bind(config, config.name)
     return build_gateway(
-        _llm_config(config),
+        config,
+        attention=build_llm_deployment(_llm_config(config)),
         controller=controller,
         pool=pool,
         options={
-            "num_replicas": 1,
+            "num_replicas": config.gateway.replicas,
+            # In a cluster whose machines are told apart, each of the API's carries one.
+            "max_replicas_per_node": 1 if config.gateway.resources else None,
             "max_ongoing_requests": MANY,
-            "ray_actor_options": {"num_cpus": 0, "runtime_env": _environment()},
+            "ray_actor_options": _beside_the_api(config),
+            "graceful_shutdown_timeout_s": config.gateway.stop_grace_s,
         },
     )
+
+
+def _beside_the_api(config: DeploymentConfig) -> dict[str, Any]:
+    """Where the gateway and the controller run; neither computes."""
+    return {
+        "num_cpus": 0,
+        "resources": config.gateway.resources or ON_HEAD,
+        "runtime_env": _environment(config),
+    }
 
 
 def _llm_config(config: DeploymentConfig) -> LLMConfig:
@@ -89,28 +107,47 @@ def _llm_config(config: DeploymentConfig) -> LLMConfig:
         model_loading_config={"model_id": model.served_name, "model_source": str(model.folder)},
         server_cls=AttentionServer,
         engine_kwargs={key: value for key, value in engine.items() if value is not None},
-        placement_group_config={"bundles": [{"CPU": attention.cpus, "GPU": attention.gpus}]}
-        if on_gpu
-        else {"bundles": [{"CPU": attention.cpus}]},
+        placement_group_config={"bundles": [_bundle(attention)]},
         deployment_config={
-            "num_replicas": attention.replicas,
+            **_replica_counts(attention),
             "max_ongoing_requests": config.limits.max_ongoing_requests,
-            "max_queued_requests": config.limits.max_queued_requests,
+            "graceful_shutdown_timeout_s": config.gateway.stop_grace_s,
             "ray_actor_options": {"num_cpus": 0},
             "health_check_period_s": 5,
         },
-        runtime_env=_environment(attention.threads or 1),
+        runtime_env=_environment(config, attention.threads or 1),
         experimental_configs={
-            "stream_batching_interval_ms": 0,
             CONFIG_KEY: {"config": config.model_dump(), "app": config.name},
         },
         log_engine_metrics=False,
     )
 
 
-def _environment(threads: int | None = None) -> dict[str, Any]:
+def _shard_counts(pool: PoolConfig) -> dict[str, Any]:
+    if pool.autoscaling is None:
+        return {"num_replicas": pool.shards, "graceful_shutdown_timeout_s": 5}
+    drain_s = pool.autoscaling.drain_timeout_s
+    bounds = autoscaling.Bounds(pool.least_shards, pool.shards, pool.most_shards, drain_s)
+    return autoscaling.options(bounds)
+
+
+def _replica_counts(attention: AttentionConfig) -> dict[str, Any]:
+    scaling = attention.autoscaling
+    if scaling is None:
+        return {"num_replicas": attention.replicas}
+    least, most, drain_s = scaling.min_replicas, scaling.max_replicas, scaling.drain_timeout_s
+    return autoscaling.options(autoscaling.Bounds(least, attention.replicas, most, drain_s))
+
+
+def _bundle(attention: AttentionConfig) -> dict[str, float]:
+    """What one replica reserves, by Ray's names."""
+    gpus = {"GPU": attention.gpus} if attention.gpus else {}
+    return {"CPU": attention.cpus, **gpus, **attention.resources}
+
+
+def _environment(config: DeploymentConfig, threads: int | None = None) -> dict[str, Any]:
     """The processes' environment; threads wait asleep, not spinning, while rows are away."""
-    variables = {"PYTHONPATH": str(ROOT)}
+    variables = {"PYTHONPATH": str(ROOT), **autoscaling.ENVIRONMENT}
     if threads is not None:
         variables |= {
             "OMP_NUM_THREADS": str(threads),
@@ -118,4 +155,4 @@ def _environment(threads: int | None = None) -> dict[str, Any]:
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "VLLM_NO_USAGE_STATS": "1",
         }
-    return {"env_vars": variables}
+    return {"env_vars": variables, "py_executable": python_for(config)}

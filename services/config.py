@@ -9,22 +9,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from router.errors import ConfigError
-from services.config_errors import explain, read_yaml, refuse_engine_args, with_overrides
+from services.config_actors import AttentionConfig, PoolConfig
+from services.config_base import AtLeastOne, Positive, Section
+from services.config_errors import explain, read_yaml, with_overrides
+from services.config_gateway import GatewayConfig, LimitsConfig, MonitoringConfig
 
-Positive = Annotated[float, Field(gt=0)]
-AtLeastOne = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0)]
+__all__ = ["AttentionConfig", "DeploymentConfig", "PoolConfig", "load_config"]
 
 MAX_RUN_DIR_BYTES = 70  # a unix socket's path ends at 107 bytes; the rest is for the socket's name
-
-
-class Section(BaseModel):
-    """Unknown keys are refused, values are not converted, and nothing changes after parsing."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class ModelConfig(Section):
@@ -63,64 +58,6 @@ class ModelConfig(Section):
         return self.name or self.folder.name
 
 
-class AttentionConfig(Section):
-    # Serve replicas of the attention part, each one vLLM engine with its own KV cache; >= 1.
-    replicas: AtLeastOne = 1
-    # Threads of one replica's engine, >= 1. None: worked out from the machine's cores.
-    threads: AtLeastOne | None = None
-    # Ray CPUs reserved for a replica; a scheduling figure, it does not bind threads.
-    cpus: Share = 1.0
-    # Ray GPUs reserved for a replica. 0: it runs on the CPU.
-    gpus: Share = 0.0
-    # KV cache of a replica on a CPU, GiB, > 0. 1 GiB holds some 10^4 tokens of a small model. On a
-    # GPU vLLM sizes the cache itself: set engine_args.gpu_memory_utilization instead.
-    kv_cache_gib: Positive = 1.0
-    # Sequences that a replica decodes together, >= 1; more raise throughput and each token's time.
-    max_num_seqs: AtLeastOne = 64
-    # Tokens in one engine step, >= 1. None: vLLM's choice.
-    max_num_batched_tokens: AtLeastOne | None = None
-    # Further arguments of vLLM's engine (AsyncEngineArgs) and of its API server (tool_call_parser,
-    # chat_template, …) by name. Those that the platform manages are refused.
-    engine_args: dict[str, Any] = Field(default_factory=dict)
-
-    @field_validator("engine_args")
-    @classmethod
-    def _unmanaged(cls, engine_args: dict[str, Any]) -> dict[str, Any]:
-        refuse_engine_args(engine_args)
-        return engine_args
-
-
-class PoolConfig(Section):
-    # Expert shards (Serve replicas of the pool), >= 1. Two: the smallest pool that is distributed.
-    shards: AtLeastOne = 2
-    # Experts of one layer that a shard has room for, >= 1. None: just enough,
-    # ceil(experts * redundancy / shards). More leave room to copy hot or lost experts.
-    slots_per_layer: AtLeastOne | None = None
-    # Distinct shards that hold each expert, 1 to `shards`. 1: no expert is held twice, and a dead
-    # shard's experts are loaded again from disk while requests wait; 2: they go on at once.
-    redundancy: AtLeastOne = 1
-    # Threads of one shard's kernel, >= 1. None: worked out from the machine's cores.
-    threads: AtLeastOne | None = None
-    # Ray CPUs reserved for a shard; a scheduling figure, it does not bind threads.
-    cpus: Share = 1.0
-    # Ray GPUs reserved for a shard. 0: it runs on the CPU.
-    gpus: Share = 0.0
-
-    @model_validator(mode="after")
-    def _enough_shards(self) -> Self:
-        if self.redundancy > self.shards:
-            raise ValueError(
-                f"redundancy is {self.redundancy}, but there are only {self.shards} shards to "
-                f"hold distinct replicas; set shards to at least {self.redundancy}, or redundancy "
-                f"to at most {self.shards}"
-            )
-        return self
-
-    def slots_for(self, n_experts: int) -> int:
-        """Slots in each layer of each shard, for a model of `n_experts` experts a layer."""
-        return self.slots_per_layer or -(-n_experts * self.redundancy // self.shards)
-
-
 class RouterConfig(Section):
     # Which replica of an expert a row goes to. least_tokens: the least loaded one, the only choice
     # that follows the load; one_replica: always the first; even_split: by turns.
@@ -153,6 +90,16 @@ class ControllerConfig(Section):
     # Seconds that starting shards have before the controller calls the start failed; > 0.
     # 300: imports take a minute, reading a large checkpoint several.
     startup_grace_s: Positive = 300.0
+    # Seconds between two looks at whether another placement of the experts would pay; > 0. None:
+    # experts move only when shards come or go, or `deploy rebalance` asks. 10: a load that has
+    # shifted is followed within a minute.
+    rebalance_interval_s: Positive | None = 10.0
+    # Seconds after which a routed row counts half in the loads that placements follow; > 0.
+    # 15: enough rows to go by, and what was hot a minute ago is forgotten.
+    load_half_life_s: Positive = 15.0
+    # Seconds of the present load within which a rebalance must save more rows than its moves cost;
+    # > 0. 300: a load that lasts for minutes is worth following, one that flickers is not.
+    rebalance_payback_s: Positive = 300.0
 
     @model_validator(mode="after")
     def _lease_outlives_a_lost_report(self) -> Self:
@@ -163,20 +110,6 @@ class ControllerConfig(Section):
                 f"more than {2 * self.report_interval_s:g}"
             )
         return self
-
-
-class GatewayConfig(Section):
-    # Address that the API listens on. 127.0.0.1: this machine only; 0.0.0.0 opens it to everyone.
-    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
-    # TCP port of the API, 1 to 65535.
-    port: Annotated[int, Field(ge=1, le=65535)] = 8000
-
-
-class LimitsConfig(Section):
-    # Requests that one attention replica works on at once, >= 1. 256: four full batches.
-    max_ongoing_requests: AtLeastOne = 256
-    # Requests that wait in the gateway for a replica, >= 0; further ones are told to come back.
-    max_queued_requests: Annotated[int, Field(ge=0)] = 512
 
 
 class TransportConfig(Section):
@@ -217,6 +150,7 @@ class DeploymentConfig(Section):
     controller: ControllerConfig = ControllerConfig()
     gateway: GatewayConfig = GatewayConfig()
     limits: LimitsConfig = LimitsConfig()
+    monitoring: MonitoringConfig = MonitoringConfig()
     transport: TransportConfig = TransportConfig()
     ray: RayConfig = RayConfig()
 
@@ -228,6 +162,20 @@ class DeploymentConfig(Section):
             return values
         empty = {key for key, value in values.items() if value is None and key in cls.model_fields}
         return {key: value for key, value in values.items() if key not in empty}
+
+    @model_validator(mode="after")
+    def _resources_of_a_cluster(self) -> Self:
+        for key, section in (
+            ("attention", self.attention),
+            ("pool", self.pool),
+            ("gateway", self.gateway),
+        ):
+            if section.resources and self.ray.address is None:
+                raise ValueError(
+                    f"{key}.resources is {section.resources}, but a Ray that is started here has "
+                    "no custom resources; remove it, or join a cluster with ray.address"
+                )
+        return self
 
 
 def load_config(path: Path | None, overrides: Mapping[str, Any]) -> DeploymentConfig:

@@ -8,7 +8,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -142,5 +142,7 @@ def _line(item: ErrorDetails, dotted: str, model: type[BaseModel]) -> str:
 def section_of(model: type[BaseModel], location: Iterable[int | str]) -> type[BaseModel]:
     """The section's class at `location` below `model`."""
     for part in location:
-        model = cast(type[BaseModel], model.model_fields[str(part)].annotation)
+        annotation = model.model_fields[str(part)].annotation
+        kinds = (annotation, *get_args(annotation))  # a section that may be null is a union
+        model = next(k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel))
     return model

@@ -7,7 +7,9 @@ from pathlib import Path
 from router.errors import ConfigError
 from services.config import DeploymentConfig
 
-RAY_LOGS = "/tmp/ray/session_latest/logs"  # where a Ray that is told nothing else writes
+# Where a Ray that is told nothing else writes.
+_RAY_TEMP = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
+RAY_LOGS = _RAY_TEMP / "ray" / "session_latest" / "logs"
 
 
 def run_dir(config: DeploymentConfig) -> Path:

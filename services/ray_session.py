@@ -14,6 +14,7 @@ from typing import Any, cast
 from router.errors import ConfigError, EngineError, RoutingError
 from services.cluster import CONTROLLER, controller_status
 from services.config import DeploymentConfig
+from services.forking.launch import is_used, start_fork_server
 from services.local_ray import (
     LOOPBACK,
     auth_mode,
@@ -22,7 +23,7 @@ from services.local_ray import (
     use_loopback,
     worker_hook,
 )
-from services.paths import RAY_LOGS
+from services.paths import RAY_LOGS, run_dir
 
 CONNECT_TIMEOUT_S = 3.0
 LOOK_AT_LOGS = f"Look at Ray's logs under {RAY_LOGS}."
@@ -56,6 +57,8 @@ def start_ray(config: DeploymentConfig) -> RayAccess:
     try:
         if config.ray.address is None:
             prepare_local_ray()
+        if is_used(config):
+            start_fork_server(run_dir(config))
         return _init(config)
     except Exception as error:  # the bare class, too, is what Ray raises: if a node is late
         if config.ray.address is None:
@@ -94,7 +97,7 @@ def _init(config: DeploymentConfig) -> RayAccess:
 def wanted_cpus(config: DeploymentConfig) -> int:
     """Ray CPUs that make room for every actor of the deployment and for Serve's own."""
     attention, pool = config.attention, config.pool
-    actors = attention.replicas * attention.cpus + pool.shards * pool.cpus
+    actors = attention.most_replicas * attention.cpus + pool.most_shards * pool.cpus
     return max(math.ceil(actors) + 1, os.cpu_count() or 1)
 
 

@@ -1,10 +1,12 @@
 """Fixtures of all kinds of tests; what only unit tests need is in tests/unit/conftest.py."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from tests.support.browser import BINARY, Browser
 
 
 @pytest.fixture
@@ -26,3 +28,25 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
         return made[family]
 
     return get
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--screenshots", type=Path, help="where browser tests leave their pictures")
+
+
+@pytest.fixture
+def screenshots(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """Where pictures go: nowhere that lasts, unless asked for with `--screenshots=docs`."""
+    return request.config.getoption("--screenshots") or tmp_path
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """Headless Chromium."""
+    if BINARY is None:
+        pytest.skip("no chromium: apt-get install chromium")
+    running = Browser(tmp_path_factory.mktemp("browser"))
+    try:
+        yield running
+    finally:
+        running.close()

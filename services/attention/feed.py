@@ -6,7 +6,7 @@ Ray, joins it over a private ipc socket. Messages are msgpack.
 
 import logging
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import msgpack
@@ -15,6 +15,7 @@ import zmq
 import zmq.asyncio
 from numpy.typing import NDArray
 
+from monitoring.totals import Values
 from router.errors import TransportTimeout
 from router.table import ReplicaTable, ShardAddress, ShardId
 from services.transport.keys import DataPlaneKeys, KeyPair
@@ -26,32 +27,35 @@ JOIN_TIMEOUT_S = 60.0
 
 @dataclass(slots=True)
 class WorkerReport:
-    """What happened in a worker since its last report."""
+    """What happened in a worker since its last report, and its totals."""
 
     table_version: int = 0
-    lost: dict[ShardId, str] = field(default_factory=dict)  # shard → why
-    expert_rows: NDArray[np.int64] | None = None  # [L, E] rows routed to each expert
-
-    def count(self, layer: int, ids: NDArray[np.int32], table: ReplicaTable) -> None:
-        """Add one layer's choices, ids [T, K]."""
-        if self.expert_rows is None or self.expert_rows.shape != table.counts.shape:
-            self.expert_rows = np.zeros(table.counts.shape, np.int64)
-        self.expert_rows[layer] += np.bincount(ids.reshape(-1), minlength=table.n_experts)
+    lost: dict[ShardId, str] = field(default_factory=dict)  # not reached: shard → why
+    wrong: dict[ShardId, str] = field(default_factory=dict)  # answered nonsense: shard → why
+    stranded: str = ""  # what a step waits for now, because no live shard holds an expert
+    totals: Values = field(default_factory=dict)  # counted since the worker's start
 
     def take(self, table_version: int) -> "WorkerReport":
         """The report to send; this one begins anew."""
-        taken = WorkerReport(table_version, self.lost, self.expert_rows)
-        self.lost, self.expert_rows = {}, None
+        taken = replace(self, table_version=table_version)
+        self.lost, self.wrong = {}, {}
         return taken
 
     def merge(self, newer: "WorkerReport") -> None:
         """Add a later report of the same worker."""
         self.table_version = newer.table_version
+        self.stranded = newer.stranded
         self.lost.update(newer.lost)
-        if self.expert_rows is None:
-            self.expert_rows = newer.expert_rows
-        elif newer.expert_rows is not None:
-            self.expert_rows = self.expert_rows + newer.expert_rows
+        self.wrong.update(newer.wrong)
+        self.totals = newer.totals or self.totals
+
+
+@dataclass(frozen=True, slots=True)
+class Stranded:
+    """A step that waits for experts that no live shard holds."""
+
+    what: str
+    since_s: float  # monotonic clock
 
 
 class TableFeed:
@@ -92,12 +96,13 @@ class TableFeed:
 
     def report(self, report: WorkerReport) -> None:
         """Tell the server process what happened."""
-        rows = report.expert_rows
         message = {
             "kind": "report",
             "table_version": report.table_version,
             "lost": dict(report.lost),
-            "expert_rows": None if rows is None else _pack_array(rows),
+            "wrong": dict(report.wrong),
+            "stranded": report.stranded,
+            "totals": [(key, _pack_array(array)) for key, array in report.totals.items()],
         }
         try:
             self._socket.send(msgpack.packb(message), flags=zmq.DONTWAIT)
@@ -116,6 +121,7 @@ class TableDesk:
         self._workers: set[bytes] = set()
         self._table: ReplicaTable | None = None
         self._pending = WorkerReport()
+        self.stranded: Stranded | None = None  # read by other threads
 
     async def serve(self) -> None:
         """Run until cancelled."""
@@ -147,13 +153,19 @@ class TableDesk:
         self._pending = report
 
     def _take(self, message: dict[str, Any]) -> None:
-        rows = message["expert_rows"]
         report = WorkerReport(
             message["table_version"],
             {ShardId(s): reason for s, reason in message["lost"].items()},
-            None if rows is None else _unpack_array(rows),
+            {ShardId(s): reason for s, reason in message["wrong"].items()},
+            message["stranded"],
+            {tuple(key): _unpack_array(array) for key, array in message["totals"]},
         )
         self._pending.merge(report)
+        if not report.stranded:
+            self.stranded = None
+        else:
+            since_s = self.stranded.since_s if self.stranded else time.monotonic()
+            self.stranded = Stranded(report.stranded, since_s)
 
     async def _send_table(self, worker: bytes, table: ReplicaTable) -> None:
         await self._send(worker, {"kind": "table", "table": pack_table(table)})

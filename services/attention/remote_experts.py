@@ -26,6 +26,7 @@ def connect_layers(model: torch.nn.Module, settings: RemoteSettings) -> None:
         experts = runner.routed_experts
         experts.quant_method = RemoteExperts(experts, pool=pool, layer=layer)
     pool.wait_until_complete(len(runners))
+    pool.follow_while_idle()
 
 
 class RemoteExperts(RemoteMethod):

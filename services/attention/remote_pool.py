@@ -1,57 +1,88 @@
 """The pool as an attention worker sees it: one call per layer, rows in, combined rows out.
 
-Drives `router.exchange` with what the link reports. Holds the current table and the shards
-found dead since it was published; adopts a newer table between steps, or in the middle of one
-only for experts that no live shard holds any more.
+Holds the current table and the shards found dead since it was published; adopts a newer table
+between steps, or in the middle of one only for experts that no live shard holds any more. One
+layer's rows while they are away are `layer_step`'s.
 """
 
-import itertools
 import logging
+import math
+import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from router import choose, dispatch
-from router.combine import combine
-from router.errors import PeerLost, RoutingError
-from router.exchange import LayerExchange, SendRows
+from router import choose, combine, dispatch, service_times
+from router.errors import RoutingError
+from router.exchange import LayerExchange, SendNumbers
+from router.service_times import ServiceTimes
 from router.table import ReplicaTable, ShardId
 from services.attention.feed import TableFeed, WorkerReport
+from services.attention.layer_step import LayerStep
+from services.attention.layer_times import LayerTimes
+from services.attention.recheck import recheck
 from services.attention.settings import RemoteSettings
-from services.transport.base import Answered, RowsRefusal, RowsRequest, ShardLink
-from services.transport.zeromq import ZmqLink
+from services.attention.traffic import Traffic
+from services.transport.base import ShardLink
+from services.transport.sockets import SocketLink
 
 log = logging.getLogger(__name__)
 
 WAIT_LOG_INTERVAL_S = 5.0
 REPORT_INTERVAL_S = 0.5
+FORGIVE_S = 5.0  # in which the controller would have published a table without a dead shard
 
 
 class RemotePool:
-    """Used by the one thread that runs the model."""
+    """Used by the thread that runs the model, and between its steps by `follow_while_idle`."""
 
     def __init__(self, settings: RemoteSettings, feed: TableFeed, link: ShardLink) -> None:
-        self._settings = settings
+        self.settings = settings
+        self.link = link
+        self.numbers = SendNumbers()
+        self.dead: frozenset[ShardId] = frozenset()
+        self.stranded_since_s: float | None = None  # in this step
+        self._lost_s: dict[ShardId, float] = {}  # those of the dead that may be back
         self._feed = feed
-        self._link = link
         self._table: ReplicaTable | None = None
-        self._dead: set[ShardId] = set()
-        self._numbers = itertools.count(1)
+        self._service_times = ServiceTimes(0)
+        self.times = LayerTimes()
+        self.traffic = Traffic()
         self._report = WorkerReport()
+        self._last_layer = 0
+        self._in_step = False
+        self._lock = threading.Lock()  # held by whoever adopts tables between steps
         self._reported_s = 0.0
-        self.late_answers = 0
-        self.resends = 0
 
     @classmethod
     def connect(cls, settings: RemoteSettings) -> "RemotePool":
         """Join this replica's server process and take the keys it hands out."""
-        choose.warm_up()  # compiled in the middle of a failure they would stall every stream
-        dispatch.warm_up()
+        for module in (choose, dispatch, combine, service_times):
+            module.warm_up()  # compiled in the middle of a step they would stall every stream
         feed = TableFeed(settings.feed)
         keys = feed.join()
-        return cls(settings, feed, ZmqLink(host=settings.host, keys=keys))
+        return cls(settings, feed, SocketLink(host=settings.host, keys=keys))
+
+    def follow_while_idle(self) -> None:
+        """Begin to adopt tables and report also when no request comes, between steps only.
+
+        Without it an idle replica would hold up moves, which wait until nobody uses a replica.
+        """
+        threading.Thread(target=self._follow, name="idle-follower", daemon=True).start()
+
+    def _follow(self) -> None:
+        while True:
+            time.sleep(REPORT_INTERVAL_S)
+            try:
+                with self._lock:
+                    if not self._in_step:
+                        self._between_steps()
+            except Exception:  # the thread's top loop; a step meets the same and raises it
+                log.exception("a table could not be adopted")
 
     def wait_until_complete(self, n_layers: int) -> None:
         """Return when every expert has a replica; say meanwhile what is missing."""
@@ -74,6 +105,7 @@ class RemotePool:
                 f"the pool serves {current.n_layers} MoE layers and this model has {n_layers}: "
                 "attention and experts were started with different checkpoints"
             )
+        self._last_layer = n_layers - 1
         log.info("table complete: table_version=%s shards=%s", current.version, len(current.shards))
 
     def compute(
@@ -90,51 +122,117 @@ class RemotePool:
         x: [T, H]; topk_weights: [T, K] float32; topk_ids: [T, K] integer, all on one device.
         meanwhile: called once while rows are away.
         Returns [T, H] of x's dtype and device, the K rows of each token added in gate order.
-        Raises RoutingError if an expert stays without a live shard past the deadline.
+        Raises RoutingError if an expert stays without a live shard for too long.
         """
         if layer == 0:
-            self._between_steps()
-        assert self._table is not None
+            with self._lock:
+                self._in_step = True
+                self._between_steps()
+        table = self._table
+        assert table is not None
+        began_s = time.perf_counter()
         ids = topk_ids.to(device="cpu", dtype=torch.int32).contiguous().numpy()
         rows = _to_host(x)
-        exchange = LayerExchange(
+        answers = torch.empty(ids.size, rows.shape[1], dtype=rows.dtype)
+        exchange = self._exchange(layer, ids)
+        step = LayerStep(self, exchange, layer, rows, answers)
+        sends = exchange.begin()
+        chosen_s = time.perf_counter()
+        step.send(sends)
+        sent_s = time.perf_counter()
+        self.traffic.count(layer, ids, table.counts.shape)
+        meanwhile()
+        waiting_s = time.perf_counter()
+        step.finish()
+        answered_s = time.perf_counter()
+        if self._table is table:  # else the answers are of shards that it numbers otherwise
+            self._service_times.observe(step.times(len(table.shards)))
+        out = combine.combine(answers.to(x.device), topk_weights)
+        if not math.isfinite(float(out.sum())) and self._recheck(step, layer, ids, rows, answers):
+            out = combine.combine(answers.to(x.device), topk_weights)
+        if layer == self._last_layer:
+            self.note_stranded("")
+            self._in_step = False
+        out = out.to(x.dtype)
+        marks = (began_s, chosen_s, sent_s, waiting_s, answered_s, time.perf_counter())
+        self.traffic.seconds.observe(self.times.add(marks, step.slowest()))
+        return out
+
+    def _exchange(
+        self, layer: int, ids: NDArray[np.int32], *, without: frozenset[ShardId] = frozenset()
+    ) -> LayerExchange:
+        assert self._table is not None
+        return LayerExchange(
             ids,
             layer=layer,
             table=self._table,
-            dead=frozenset(self._dead),
-            numbers=self._numbers,
-            policy=self._settings.policy,
+            dead=self.dead | without,
+            numbers=self.numbers,
+            policy=self.settings.policy,
+            load=self._service_times.load(),
         )
-        step = _Step(self, exchange, layer, rows, n_answers=ids.size)
-        step.send(exchange.begin())
-        self._report.count(layer, ids, self._table)
-        meanwhile()
-        step.finish()
-        answers = step.answers.to(x.device)
-        return combine(answers, topk_weights).to(x.dtype)
+
+    def _recheck(
+        self,
+        step: LayerStep,
+        layer: int,
+        ids: NDArray[np.int32],
+        rows: torch.Tensor,
+        answers: torch.Tensor,
+    ) -> bool:
+        def ask(positions: NDArray[np.int32], others_than: frozenset[ShardId]) -> None:
+            exchange = self._exchange(layer, ids, without=others_than)
+            again = LayerStep(self, exchange, layer, rows, answers)
+            again.send(exchange.begin(positions[exchange.can_place(positions)]))
+            again.finish(is_patient=False)
+
+        sends = [send for send, _ in step.answered]
+        blame = partial(self.lose, is_wrong=True)
+        return recheck(answers, sends, layer=layer, ask=ask, blame=blame)
 
     def _between_steps(self) -> None:
-        table = self._feed.poll()
-        if table is not None:
-            self._adopt(table)
+        self.adopt_newer()
+        self._forgive()
         now_s = time.monotonic()
         if now_s - self._reported_s >= REPORT_INTERVAL_S:
             self._send_report()
 
+    def _forgive(self) -> None:
+        """Try shards again that were lost a while ago and that the table still lists.
+
+        The controller may have left one out and taken it back before this worker looked.
+        """
+        before_s = time.monotonic() - FORGIVE_S
+        forgiven = frozenset(s for s, lost_s in self._lost_s.items() if lost_s < before_s)
+        if forgiven and self._table is not None:
+            self.dead -= forgiven
+            self._lost_s = {s: at_s for s, at_s in self._lost_s.items() if s not in forgiven}
+            self.link.connect(self._table.shards)
+
     def _send_report(self) -> None:
         self._reported_s = time.monotonic()
-        self._feed.report(self._report.take(self._table.version if self._table else 0))
+        report = self._report.take(self._table.version if self._table else 0)
+        report.totals = self.traffic.totals(self.times)
+        self._feed.report(report)
 
-    def _adopt(self, table: ReplicaTable) -> None:
-        """Use a newer table. A shard found dead is dead until a table without it has come:
+    def adopt_newer(self) -> ReplicaTable | None:
+        """Use a newer table if one has come in, and return it."""
+        table = self._feed.poll()
+        return table if table is not None and self._adopt(table) else None
 
-        from then on the controller knows, and a table that lists it again means it is back.
+    def _adopt(self, table: ReplicaTable) -> bool:
+        """Use a table if it is newer. A shard that it does not list is dead no longer: from then on
+
+        the controller knows, and a table that lists it again means it is back.
         """
         if self._table is not None and table.version <= self._table.version:
-            return
-        self._link.connect(table.shards)
+            return False
+        self.link.connect(table.shards)
+        if self._table is None or table.shards != self._table.shards:
+            self._service_times = ServiceTimes(len(table.shards))
         self._table = table
-        self._dead &= {a.shard_id for a in table.shards}
+        self.dead &= {a.shard_id for a in table.shards}
+        self._lost_s = {s: at_s for s, at_s in self._lost_s.items() if s in self.dead}
         log.info(
             "table adopted: table_version=%s shards=%s redundancy=%s",
             table.version,
@@ -142,120 +240,36 @@ class RemotePool:
             table.redundancy(),
         )
         self._send_report()
+        return True
 
-    def _lose(self, shard_id: ShardId, reason: str) -> None:
-        if shard_id in self._dead:
+    def lose(self, shard_id: ShardId, reason: str, *, is_wrong: bool = False) -> None:
+        """Leave a shard out, and tell the controller: it is away, or answers wrongly."""
+        if shard_id in self.dead:
             return
-        self._dead.add(shard_id)
-        log.warning("shard lost: shard=%s reason=%s", shard_id, reason)
-        self._report.lost[shard_id] = reason
+        self.dead |= {shard_id}
+        kind = "answers wrongly" if is_wrong else "lost"
+        self.traffic.wrong += is_wrong
+        self.traffic.lost += not is_wrong
+        log.warning("shard %s: shard=%s reason=%s", kind, shard_id, reason)
+        (self._report.wrong if is_wrong else self._report.lost)[shard_id] = reason
+        if not is_wrong:
+            self._lost_s[shard_id] = time.monotonic()
         self._send_report()
 
+    def note_refused(self, shard_id: ShardId, reason: str) -> None:
+        """A shard would not compute some rows; they go elsewhere."""
+        self.traffic.refused += 1
+        log.warning("rows refused: shard=%s reason=%s", shard_id, reason)
 
-class _Step:
-    """One layer's exchange on the link."""
-
-    def __init__(
-        self,
-        pool: RemotePool,
-        exchange: LayerExchange,
-        layer: int,
-        rows: torch.Tensor,
-        *,
-        n_answers: int,
-    ) -> None:
-        self._pool = pool
-        self._exchange = exchange
-        self._layer = layer
-        self._rows = rows
-        self._sent_s: dict[ShardId, float] = {}
-        self.answers = torch.empty(n_answers, rows.shape[1], dtype=rows.dtype)
-
-    def send(self, sends: tuple[SendRows, ...]) -> None:
-        for send in sends:
-            rows = send.rows
-            request = RowsRequest(
-                number=send.number,
-                layer=self._layer,
-                rows=self._rows.index_select(0, torch.from_numpy(rows.tokens)),
-                pair_rows=torch.from_numpy(rows.pair_rows),
-                pair_experts=torch.from_numpy(rows.pair_experts),
-            )
-            self._sent_s[send.shard_id] = time.monotonic()
-            try:
-                self._pool._link.send(send.shard_id, request)
-            except PeerLost as error:
-                self._lost(send.shard_id, str(error))
-
-    def finish(self) -> None:
-        """Return when every pair is answered."""
-        stranded_since_s: float | None = None
-        while not self._exchange.is_done:
-            if self._exchange.stranded_experts:
-                stranded_since_s = stranded_since_s or time.monotonic()
-                self._seek_stranded(time.monotonic() - stranded_since_s)
-            for event in self._pool._link.receive(self._patience_s()):
-                if isinstance(event, Answered):
-                    self._answered(event)
-                else:
-                    self._lost(event.shard_id, event.reason)
-            self._check_deadlines()
-
-    def _patience_s(self) -> float:
-        if self._exchange.stranded_experts:
-            return 0.02
-        waiting = [self._sent_s[s] for s in self._exchange.waiting_for]
-        deadline_s = min(waiting, default=0.0) + self._pool._settings.reply_timeout_s
-        return max(0.0, deadline_s - time.monotonic()) + 0.001
-
-    def _answered(self, event: Answered) -> None:
-        answer = event.answer
-        if isinstance(answer, RowsRefusal):
-            log.warning("rows refused: shard=%s reason=%s", event.shard_id, answer.reason)
-            self._resend(self._exchange.on_refused(answer.number, event.shard_id))
+    def note_stranded(self, what: str) -> None:
+        """Tell the server process at once what a step waits for; empty: the step is done."""
+        if what == self._report.stranded:
             return
-        send = self._exchange.expects(answer.number, event.shard_id)
-        if send is None:
-            self._pool.late_answers += 1
-            return
-        positions = send.rows.pair_positions
-        wanted = (positions.size, self.answers.shape[1])
-        if answer.rows.shape != wanted or answer.rows.dtype != self.answers.dtype:
-            got = f"{list(answer.rows.shape)} {answer.rows.dtype}"
-            self._lost(event.shard_id, f"answered {got} to {list(wanted)} {self.answers.dtype}")
-            return
-        self._exchange.on_answer(answer.number)
-        self.answers.index_copy_(0, torch.from_numpy(positions).long(), answer.rows)
-
-    def _lost(self, shard_id: ShardId, reason: str) -> None:
-        self._pool._lose(shard_id, reason)
-        self._resend(self._exchange.on_lost(shard_id))
-
-    def _resend(self, sends: tuple[SendRows, ...]) -> None:
-        self._pool.resends += len(sends)
-        self.send(sends)
-
-    def _check_deadlines(self) -> None:
-        limit_s = self._pool._settings.reply_timeout_s
-        now_s = time.monotonic()
-        for shard_id in self._exchange.waiting_for:
-            if now_s - self._sent_s[shard_id] > limit_s:
-                self._lost(shard_id, f"no answer within {limit_s} s")
-
-    def _seek_stranded(self, waited_s: float) -> None:
-        limit_s = self._pool._settings.lost_expert_deadline_s
-        table = self._pool._feed.poll()
-        if table is not None:
-            self._pool._adopt(table)
-            assert self._pool._table is not None
-            dead = frozenset(self._pool._dead)
-            self._resend(self._exchange.on_table(self._pool._table, dead=dead))
-        elif waited_s > limit_s:
-            raise RoutingError(
-                f"layer {self._layer}: no live shard holds experts "
-                f"{list(self._exchange.stranded_experts)}; waited {waited_s:.0f} s, the limit is "
-                f"router.lost_expert_deadline_s={limit_s:.0f}. Look at `python -m deploy status`"
-            )
+        if not what or self.stranded_since_s is None:
+            log.warning("step waits: %s", what) if what else log.info("step is done")
+            self.stranded_since_s = time.monotonic() if what else None
+        self._report.stranded = what
+        self._send_report()
 
 
 def _to_host(x: torch.Tensor) -> torch.Tensor:

@@ -20,7 +20,7 @@ class RemoteSettings:
     feed: str  # ipc endpoint of its server process, which hands out tables
     host: str  # Ray node of this replica
     reply_timeout_s: float  # an unanswered shard counts as dead after this
-    lost_expert_deadline_s: float  # a step waits so long for an expert that nobody holds
+    give_up_s: float  # a step waits so long for an expert that nobody holds, then the engine ends
     policy: Policy  # how replicas are chosen
 
     def to_additional_config(self) -> dict[str, Any]:

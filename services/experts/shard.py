@@ -7,15 +7,27 @@ Rows do not come through Ray: they reach the worker's port.
 import asyncio
 import logging
 import os
+import time
 
 import psutil
 
 from router.errors import ConfigError, ShardError
 from router.moves import LoadExpert
+from router.planning import ShardPace
 from router.table import ShardId
-from services.cluster import ControllerClient, node_ip, node_name, replica_name
+from services import autoscaling
+from services.cluster import (
+    ControllerClient,
+    check_checkpoint_here,
+    is_ending,
+    node_ip,
+    node_name,
+    replica_name,
+)
 from services.config import DeploymentConfig
+from services.experts.account import shard_account
 from services.experts.worker import ShardWorker
+from services.forking import is_forked
 from services.lifecycle import end_with_parent
 from services.logs import log_to_stderr
 from services.messages import ShardReport
@@ -24,19 +36,29 @@ from services.transport.keys import DataPlaneKeys
 
 log = logging.getLogger(__name__)
 
+IDLE_POLL_S = 0.05
+ANSWER_S = 0.2  # for rows that are still here when nobody sends any more
+
 
 class ExpertShard:
     """One shard. Plain class; `services.app` makes a deployment of it."""
 
     async def __init__(self, config: DeploymentConfig, app: str) -> None:  # type: ignore[misc]  # Serve awaits it
         """Ready when it can take orders; experts come afterwards."""
-        end_with_parent()
+        if not is_forked:
+            end_with_parent()
         log_to_stderr()
         self._config = config
+        self._began_s = time.monotonic()
         self._shard_id = ShardId(f"{os.getpid()}-{replica_name()}")
-        self._controller = ControllerClient(app)
+        self._app, self._controller = app, ControllerClient(app)
         self._loading: dict[LoadExpert, None] = {}
         self._problem = ""
+        self._expelled = ""
+        self._rest_ratio = 0.0
+        self._wanted_shards = 0
+        self._is_leaving = self._may_leave = False
+        self._heard_s = time.monotonic()
         keys = await self._controller.keys()
         self._worker = await asyncio.to_thread(self._build_worker, keys)
         self._worker.start()
@@ -48,9 +70,10 @@ class ExpertShard:
     def _build_worker(self, keys: DataPlaneKeys) -> ShardWorker:
         from services.experts.engine import shard_vllm_config
         from services.experts.vllm_kernel import VllmKernel
-        from services.transport.zeromq import ZmqPort
+        from services.transport.sockets import SocketPort
 
         config = self._config
+        check_checkpoint_here(config.model.folder)
         slots = config.pool.slots_per_layer
         if slots is None:
             raise ConfigError("pool.slots_per_layer was not worked out before the start")
@@ -63,7 +86,7 @@ class ExpertShard:
         uses_tcp = config.transport.mode == "tcp" or (
             config.transport.mode == "auto" and not node_ip().startswith("127.")
         )
-        port = ZmqPort(
+        port = SocketPort(
             self._shard_id,
             host=node_name(),
             run_dir=run_dir(config),
@@ -75,57 +98,107 @@ class ExpertShard:
         return ShardWorker(kernel, port, threads=config.pool.threads or 1)
 
     async def _report_forever(self) -> None:
-        while True:
+        while not self._may_leave:
             try:
                 orders = await self._controller.report_shard(self._report())
-                for order in orders:
+                for order in orders.loads:
                     self._loading.setdefault(order)
+                self._rest_ratio = orders.rest_ratio
+                self._expelled = orders.expelled
+                self._wanted_shards, self._may_leave = orders.wanted_shards, orders.may_leave
+                self._heard_s = time.monotonic()
             except Exception as error:  # the controller may be away; rows are served all the same
                 log.warning("report failed: %s", error)
             await asyncio.sleep(self._config.controller.report_interval_s)
 
     def _report(self) -> ShardReport:
-        stats = self._worker.stats
+        stats, held = self._worker.stats, self._worker.held()
         return ShardReport(
             address=self._worker.address,
             n_experts=self._n_experts,
-            held=self._worker.held(),
+            held=held,
             loading=tuple(self._loading),
             problem=self._problem,
-            rows=stats.rows,
-            busy_s=stats.computed_s,
+            pace=ShardPace(
+                stats.rows, stats.computed_s, stats.loaded, stats.load_s, stats.queued_s
+            ),
             resident_bytes=psutil.Process().memory_info().rss,
             weight_bytes=self._kernel.weight_bytes(),
             read_bytes=stats.read_bytes,
+            account=shard_account(
+                self._shard_id,
+                time.monotonic() - self._began_s,
+                stats,
+                self._worker.layer_rows,
+                held,
+            ),
+            is_leaving=self._is_leaving,
         )
 
     async def _load_forever(self) -> None:
         while True:
             if not self._loading:
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(IDLE_POLL_S)
                 continue
-            layer = next(iter(self._loading)).layer
-            orders = [o for o in self._loading if o.layer == layer]
+            orders = self._next_orders()
+            before, started_s = self._worker.stats.rows, time.monotonic()
             try:
                 experts = {o.slot: o.expert for o in orders}
-                await asyncio.to_thread(self._worker.load, layer, experts)
+                await asyncio.to_thread(self._worker.load, orders[0].layer, experts)
                 self._problem = ""
             except ShardError as error:
                 self._problem = str(error)
-                log.error("load failed: layer=%s %s", layer, error)
+                log.error("load failed: layer=%s %s", orders[0].layer, error)
                 await asyncio.sleep(self._config.controller.report_interval_s)
             for order in orders:
                 del self._loading[order]
+            if self._worker.stats.rows > before:  # it served meanwhile: rows go first
+                await self._rest(time.monotonic() - started_s)
+
+    async def _rest(self, worked_s: float) -> None:
+        """Leave the processor to the rows; orders that have become urgent end it."""
+        rested_s = 0.0
+        while rested_s < worked_s * self._rest_ratio:
+            await asyncio.sleep(IDLE_POLL_S)
+            rested_s += IDLE_POLL_S
+
+    def _next_orders(self) -> list[LoadExpert]:
+        """What to load now: a layer that holds nothing at once, else one expert."""
+        first = next(iter(self._loading))
+        if (self._worker.held()[first.layer] >= 0).any():
+            return [first]
+        return [order for order in self._loading if order.layer == first.layer]
 
     async def check_health(self) -> None:
         """Serve restarts the shard when this raises."""
+        if self._expelled:
+            raise ShardError(f"the controller sent this shard away: {self._expelled}")
         if self._worker.error is not None:
             raise ShardError(f"the worker thread died: {self._worker.error!r}")
         for task in self._tasks:
             if task.done():
                 raise ShardError(f"task {task.get_name()} ended: {task.exception()!r}")
 
-    def __del__(self) -> None:
-        worker = getattr(self, "_worker", None)
-        if worker is not None:
-            worker.stop()
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """For Serve: how many shards there should be."""
+        return autoscaling.told(self._wanted_shards)
+
+    async def __del__(self) -> None:
+        """Serve's word to stop, and Python's; serves on until others have what is held here.
+
+        Without autoscaling nobody takes its place: the application ends, or a new shard comes.
+        """
+        if not hasattr(self, "_tasks"):
+            return
+        if self._config.pool.autoscaling is not None:
+            self._is_leaving = True
+            while not (self._may_leave or await self._is_alone()):
+                await asyncio.sleep(ANSWER_S)
+            await asyncio.sleep(ANSWER_S)
+        self._worker.stop()
+
+    async def _is_alone(self) -> bool:
+        """Whether the controller is away for good; one that died comes back within seconds."""
+        if time.monotonic() - self._heard_s < 2 * self._config.controller.report_interval_s:
+            return False
+        return await asyncio.to_thread(is_ending, self._app)

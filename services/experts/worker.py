@@ -10,31 +10,26 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from router.errors import ShardError
+from router.jit import jit
 from router.table import ShardAddress
+from services.experts.account import WorkerStats
 from services.experts.kernel import ExpertKernel, LoadedSlots
 from services.lifecycle import give_back_memory
 from services.transport.base import Delivery, RowPort, RowsAnswer, RowsRefusal, RowsRequest
 
 log = logging.getLogger(__name__)
 
-IDLE_POLL_S = 0.05  # how soon an idle shard notices an install or a stop
+IDLE_WAIT_S = 10.0  # what there is to do wakes the thread
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerStats:
-    """Totals since the start."""
-
-    rows: int = 0
-    batches: int = 0
-    computed_s: float = 0.0
-    read_bytes: int = 0
+Accepted = tuple[Delivery, NDArray[np.int32]]  # and the slots of its pairs
 
 
 class ShardWorker:
@@ -49,7 +44,12 @@ class ShardWorker:
         self._slot_of = np.full((kernel.n_layers, kernel.n_experts), -1, np.int32)
         self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._stopping = threading.Event()
+        for writeable in (True, False):  # compiles it for both kinds of memory
+            none = np.zeros(0, np.int32)
+            none.setflags(write=writeable)
+            find_slots(self._slot_of[0], none, none, 0, np.zeros(0, np.int32))
         self.stats = WorkerStats()
+        self.layer_rows = np.zeros(kernel.n_layers, np.int64)
         self.error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="shard-worker", daemon=True)
 
@@ -65,6 +65,7 @@ class ShardWorker:
     def stop(self) -> None:
         """Finish the batch under way and stop."""
         self._stopping.set()
+        self._port.wake()
         self._thread.join(timeout=10)
 
     def held(self) -> NDArray[np.int32]:
@@ -76,9 +77,12 @@ class ShardWorker:
 
         What the slots held is not served from the start of the call. Raises ShardError.
         """
+        started_s = time.monotonic()
         self._in_worker(lambda: self._forget(layer, experts))
         self._read(layer, experts)
         give_back_memory()  # packing leaves the unpacked weights behind in the heap
+        load_s = time.monotonic() - started_s
+        self._in_worker(lambda: self._count(loaded=len(experts), load_s=load_s))
 
     def _read(self, layer: int, experts: dict[int, int]) -> None:
         loaded = self._kernel.read(layer, experts)
@@ -92,6 +96,7 @@ class ShardWorker:
             done.set()
 
         self._tasks.put(run)
+        self._port.wake()
         while not done.wait(1.0):
             if not self._thread.is_alive():
                 raise ShardError(f"the shard's worker thread is not running: {self.error!r}")
@@ -109,16 +114,10 @@ class ShardWorker:
             self._slot_of[loaded.layer, expert] = slot
         self._count(read_bytes=loaded.read_bytes)
 
-    def _count(
-        self, *, rows: int = 0, batches: int = 0, computed_s: float = 0.0, read_bytes: int = 0
-    ) -> None:
+    def _count(self, **more: float) -> None:
+        """Add to the totals, in the worker's thread."""
         was = self.stats
-        self.stats = WorkerStats(
-            was.rows + rows,
-            was.batches + batches,
-            was.computed_s + computed_s,
-            was.read_bytes + read_bytes,
-        )
+        self.stats = replace(was, **{name: getattr(was, name) + n for name, n in more.items()})
 
     def _run(self) -> None:
         torch.set_num_threads(self._threads)
@@ -126,7 +125,7 @@ class ShardWorker:
             while not self._stopping.is_set():
                 while not self._tasks.empty():
                     self._tasks.get()()
-                self._serve(self._port.receive(IDLE_POLL_S))
+                self._serve(self._port.receive(IDLE_WAIT_S))
         except BaseException as error:  # the thread's top loop: the actor reports it
             self.error = error
             log.exception("shard worker died")
@@ -134,53 +133,62 @@ class ShardWorker:
             self._port.close()  # whoever waits for rows learns it at once
 
     def _serve(self, deliveries: list[Delivery]) -> None:
-        by_layer: dict[int, list[Delivery]] = {}
+        by_layer: dict[int, list[Accepted]] = {}
         for delivery in deliveries:
-            by_layer.setdefault(delivery.request.layer, []).append(delivery)
+            slots = self._accept(delivery)
+            if slots is not None:
+                by_layer.setdefault(delivery.request.layer, []).append((delivery, slots))
         for layer, waiting in by_layer.items():
-            self._serve_layer(layer, [d for d in waiting if self._accepts(d)])
+            self._serve_layer(layer, waiting)
 
-    def _accepts(self, delivery: Delivery) -> bool:
-        """Whether all its experts are here; if not, it is refused."""
+    def _accept(self, delivery: Delivery) -> NDArray[np.int32] | None:
+        """[P] the slot of each pair's expert; None: not all are here, and it was refused."""
         request = delivery.request
-        problem = self._problem(request)
-        if problem:
-            self._port.answer(delivery, RowsRefusal(request.number, problem))
-        return not problem
+        slots = np.empty(request.pair_experts.size, np.int32)
+        if request.layer < self._slot_of.shape[0] and find_slots(
+            self._slot_of[request.layer],
+            request.pair_experts,
+            request.pair_rows,
+            request.rows.shape[0],
+            slots,
+        ):
+            return slots
+        self._port.answer(delivery, RowsRefusal(request.number, self._problem(request)))
+        return None
 
     def _problem(self, request: RowsRequest) -> str:
         n_layers, n_experts = self._slot_of.shape
         layer, rows = request.layer, request.rows
         if layer >= n_layers:
             return f"layer {layer} of {n_layers}"
-        wanted, places = request.pair_experts.numpy(), request.pair_rows.numpy()
+        wanted, places = request.pair_experts, request.pair_rows
         if wanted.size == 0 or wanted.min() < 0 or wanted.max() >= n_experts:
             return f"experts outside 0-{n_experts - 1}"
         if places.min() < 0 or places.max() >= rows.shape[0]:
             return f"pair rows outside 0-{rows.shape[0] - 1}"
         missing = np.unique(wanted[self._slot_of[layer][wanted] < 0])
-        return f"layer {layer} experts {missing.tolist()} are not held here" if missing.size else ""
+        return f"layer {layer} experts {missing.tolist()} are not held here"
 
     @torch.inference_mode()
-    def _serve_layer(self, layer: int, waiting: list[Delivery]) -> None:
-        if not waiting:
-            return
+    def _serve_layer(self, layer: int, waiting: list[Accepted]) -> None:
         started_s = time.monotonic()
-        requests = [d.request for d in waiting]
-        gathered = [r.rows.index_select(0, r.pair_rows) for r in requests]
-        experts = np.concatenate([r.pair_experts.numpy() for r in requests])
-        slots = torch.from_numpy(self._slot_of[layer][experts])
+        gathered = [
+            delivery.request.rows.index_select(0, torch.from_numpy(delivery.request.pair_rows))
+            for delivery, _ in waiting
+        ]
+        rows = gathered[0] if len(gathered) == 1 else torch.cat(gathered)
+        slots = waiting[0][1] if len(waiting) == 1 else np.concatenate([s for _, s in waiting])
         try:
-            rows = self._kernel.run(layer, torch.cat(gathered), slots)
+            rows = self._kernel.run(layer, rows, torch.from_numpy(slots))
         except RuntimeError as error:
-            log.exception("batch failed: layer=%s rows=%s", layer, len(experts))
-            for delivery in waiting:
+            log.exception("batch failed: layer=%s rows=%s", layer, len(slots))
+            for delivery, _ in waiting:
                 self._port.answer(delivery, RowsRefusal(delivery.request.number, str(error)))
             return
         computed_s = time.monotonic() - started_s
         start = 0
-        for delivery in waiting:
-            count = delivery.request.pair_experts.shape[0]
+        for delivery, its_slots in waiting:
+            count = its_slots.size
             answer = RowsAnswer(
                 delivery.request.number,
                 rows[start : start + count],
@@ -189,4 +197,30 @@ class ShardWorker:
             )
             self._port.answer(delivery, answer)
             start += count
-        self._count(rows=start, batches=1, computed_s=computed_s)
+        queued_s = sum(started_s - delivery.arrived_s for delivery, _ in waiting)
+        self._count(rows=start, batches=1, computed_s=computed_s, queued_s=queued_s)
+        self.layer_rows[layer] += start
+
+
+@jit
+def find_slots(
+    slot_of: NDArray[np.int32],
+    experts: NDArray[np.int32],
+    rows: NDArray[np.int32],
+    n_rows: int,
+    slots: NDArray[np.int32],
+) -> bool:
+    """Fill `slots` [P] for `experts` [P] by slot_of [E], -1 for none; False if anything is wrong.
+
+    rows: [P] index of each pair's row, of which there are `n_rows`.
+    """
+    if experts.size == 0:
+        return False
+    for pair in range(experts.size):
+        expert = experts[pair]
+        if expert < 0 or expert >= slot_of.size or rows[pair] < 0 or rows[pair] >= n_rows:
+            return False
+        slots[pair] = slot_of[expert]
+        if slots[pair] < 0:
+            return False
+    return True

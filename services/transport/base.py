@@ -4,11 +4,13 @@ An attention replica holds a `ShardLink`, a shard holds a `RowPort`. Tensors are
 the callers stage them from and to their devices. Implementations: `inprocess` and `zeromq`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from router.table import ShardAddress, ShardId
 
@@ -18,15 +20,15 @@ class RowsRequest:
     """Rows for one layer of one shard.
 
     rows: [U, H] float, cpu, contiguous; each token once.
-    pair_rows: [P] int32, cpu; index into `rows` of each (token, choice) pair.
-    pair_experts: [P] int32, cpu; the logical expert of each pair.
+    pair_rows: [P] int32; index into `rows` of each (token, choice) pair.
+    pair_experts: [P] int32; the logical expert of each pair.
     """
 
     number: int
     layer: int
     rows: torch.Tensor
-    pair_rows: torch.Tensor
-    pair_experts: torch.Tensor
+    pair_rows: NDArray[np.int32]
+    pair_experts: NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +63,11 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class ShardLost:
-    """Event: the connection to a shard is gone, or what it says cannot be read."""
+    """Event: the connection to a shard is gone, or (is_wrong) what it says cannot be read."""
 
     shard_id: ShardId
     reason: str
+    is_wrong: bool = False
 
 
 Event = Answered | ShardLost
@@ -77,7 +80,10 @@ class ShardLink(Protocol):
         """Be connected to exactly these shards; new ones are added, others are closed."""
 
     def send(self, shard_id: ShardId, request: RowsRequest) -> None:
-        """Send without waiting. Raises PeerLost if the shard is away or its queue is full."""
+        """Send, and do not wait for a shard that does not read.
+
+        Raises PeerLost if it is away or has left too much unread.
+        """
 
     def receive(self, timeout_s: float) -> list[Event]:
         """What has come in; waits at most `timeout_s` for the first event."""
@@ -96,17 +102,35 @@ class Delivery:
 
 
 class RowPort(Protocol):
-    """The shard side. Used by one thread."""
+    """The shard side. Used by one thread, but for `wake`."""
 
     @property
     def address(self) -> ShardAddress:
         """Where attention replicas reach this shard."""
 
     def receive(self, timeout_s: float) -> list[Delivery]:
-        """Every request that waits; waits at most `timeout_s` for the first."""
+        """Every request that waits; waits at most `timeout_s` for the first, or for `wake`."""
+
+    def wake(self) -> None:
+        """Let `receive` return now, or the next one at once; from any thread."""
 
     def answer(self, delivery: Delivery, answer: RowsAnswer | RowsRefusal) -> None:
         """Send back without waiting; an answer to a peer that is gone is dropped."""
 
     def close(self) -> None:
         """Stop listening."""
+
+
+def reconnect(
+    connected: Collection[ShardId],
+    shards: Sequence[ShardAddress],
+    open_one: Callable[[ShardAddress], None],
+    close_one: Callable[[ShardId], None],
+) -> None:
+    """Have exactly `shards` connected, by opening and closing what differs."""
+    wanted = {a.shard_id: a for a in shards}
+    for shard_id in [s for s in connected if s not in wanted]:
+        close_one(shard_id)
+    for shard_id, address in wanted.items():
+        if shard_id not in connected:
+            open_one(address)

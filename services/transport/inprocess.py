@@ -61,14 +61,17 @@ class InProcessPort:
     def __init__(self, hub: Hub, address: ShardAddress) -> None:
         self._hub = hub
         self._address = address
-        self.inbox: queue.SimpleQueue[Delivery] = queue.SimpleQueue()
+        self.inbox: queue.SimpleQueue[Delivery | None] = queue.SimpleQueue()
 
     @property
     def address(self) -> ShardAddress:
         return self._address
 
     def receive(self, timeout_s: float) -> list[Delivery]:
-        return _drain(self.inbox, timeout_s)
+        return [delivery for delivery in _drain(self.inbox, timeout_s) if delivery is not None]
+
+    def wake(self) -> None:
+        self.inbox.put(None)
 
     def answer(self, delivery: Delivery, answer: RowsAnswer | RowsRefusal) -> None:
         link = self._hub.links.get(delivery.peer)

@@ -11,16 +11,20 @@ import struct
 from collections.abc import Sequence
 from typing import Final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from router.errors import WireFormatError
 from services.transport.base import RowsAnswer, RowsRefusal, RowsRequest
 
-# magic, kind, dtype, layer, number, tokens, pairs, hidden, waited_us, computed_us
-HEAD: Final = struct.Struct("<4sBBHQIIIII")
+# magic, kind, dtype, layer, number, tokens, pairs, hidden, waited_us, computed_us; what follows it
+# in the same memory is aligned
+HEAD: Final = struct.Struct("<4sBBHQIIIII28x")
 MAGIC: Final = b"EXM1"
 REQUEST, ANSWER, REFUSAL = 1, 2, 3
 DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16)
+MAX_BYTES: Final = 1 << 30
 
 Buffer = bytes | bytearray | memoryview
 
@@ -28,8 +32,9 @@ Buffer = bytes | bytearray | memoryview
 def encode(message: RowsRequest | RowsAnswer | RowsRefusal) -> list[Buffer]:
     """The parts of one multipart message; tensors are viewed, not copied."""
     if isinstance(message, RowsRefusal):
-        head = HEAD.pack(MAGIC, REFUSAL, 0, 0, message.number, 0, 0, 0, 0, 0)
-        return [head, message.reason.encode()]
+        reason = message.reason.encode()
+        head = HEAD.pack(MAGIC, REFUSAL, 0, 0, message.number, len(reason), 0, 0, 0, 0)
+        return [head, reason]
     rows = message.rows
     dtype, hidden = DTYPES.index(rows.dtype), rows.shape[1]
     if isinstance(message, RowsAnswer):
@@ -39,7 +44,26 @@ def encode(message: RowsRequest | RowsAnswer | RowsRefusal) -> list[Buffer]:
     n_pairs = message.pair_rows.shape[0]
     counts = (rows.shape[0], n_pairs, hidden)
     head = HEAD.pack(MAGIC, REQUEST, dtype, message.layer, message.number, *counts, 0, 0)
-    return [head, _view(rows), _view(message.pair_rows), _view(message.pair_experts)]
+    return [head, _view(rows), message.pair_rows.data, message.pair_experts.data]
+
+
+def part_sizes(head: Buffer) -> tuple[int, ...]:
+    """Bytes of each part that follows this head in a stream. Raises WireFormatError."""
+    magic, kind, dtype, _, number, tokens, pairs, hidden, _, _ = HEAD.unpack(head)
+    if magic != MAGIC or dtype >= len(DTYPES):
+        raise WireFormatError(f"message begins with {magic!r}, dtype code {dtype}")
+    row = hidden * DTYPES[dtype].itemsize
+    sizes: dict[int, tuple[int, ...]] = {
+        REQUEST: (tokens * row, 4 * pairs, 4 * pairs),
+        ANSWER: (pairs * row,),
+        REFUSAL: (tokens,),
+    }
+    if kind not in sizes or sum(sizes[kind]) > MAX_BYTES:
+        raise WireFormatError(
+            f"message {number} of kind {kind} has {sum(sizes.get(kind, ()))} bytes, the limit is "
+            f"{MAX_BYTES}"
+        )
+    return sizes[kind]
 
 
 def decode(parts: Sequence[Buffer]) -> RowsRequest | RowsAnswer | RowsRefusal:
@@ -61,9 +85,9 @@ def decode(parts: Sequence[Buffer]) -> RowsRequest | RowsAnswer | RowsRefusal:
         return RowsAnswer(number, rows, waited, computed)
     if kind == REQUEST and len(parts) == 4:
         rows = _tensor(parts[1], DTYPES[dtype], (tokens, hidden), number)
-        pair_rows = _tensor(parts[2], torch.int32, (pairs,), number)
-        pair_experts = _tensor(parts[3], torch.int32, (pairs,), number)
-        return RowsRequest(number, layer, rows, pair_rows, pair_experts)
+        return RowsRequest(
+            number, layer, rows, _ids(parts[2], pairs, number), _ids(parts[3], pairs, number)
+        )
     raise WireFormatError(f"message {number} of kind {kind} has {len(parts)} parts")
 
 
@@ -72,6 +96,14 @@ def _view(tensor: torch.Tensor) -> Buffer:
         return b""
     # as bytes: numpy has no bfloat16
     return tensor.contiguous().view(torch.uint8).numpy().data.cast("B")
+
+
+def _ids(part: Buffer, count: int, number: int) -> NDArray[np.int32]:
+    if len(part) != 4 * count:
+        raise WireFormatError(
+            f"message {number}: a part has {len(part)} bytes, its header says {4 * count}"
+        )
+    return np.frombuffer(part, np.int32)
 
 
 def _tensor(part: Buffer, dtype: torch.dtype, shape: tuple[int, ...], number: int) -> torch.Tensor:

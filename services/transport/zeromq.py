@@ -1,15 +1,12 @@
-"""Rows over ZeroMQ: ipc between processes of one host, tcp with CURVE between hosts.
+"""Rows over ZeroMQ between hosts: tcp with CURVE, both sides prove a key of this deployment.
 
 Attention holds one DEALER per shard, with a monitor that says at once when the peer is gone; a
-shard binds one ROUTER per endpoint. ipc sockets lie in a folder that only this user may enter;
-on tcp both sides prove a key of this deployment.
+shard binds one ROUTER.
 """
 
-import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import cast
 
 import zmq
@@ -26,6 +23,7 @@ from services.transport.base import (
     RowsRefusal,
     RowsRequest,
     ShardLost,
+    reconnect,
 )
 from services.transport.keys import DataPlaneKeys
 from services.transport.wire import decode, encode
@@ -41,11 +39,9 @@ WATCHED = GONE | REFUSED
 
 
 class ZmqLink:
-    """Attention's connections to the shards of the table."""
+    """Attention's connections to the shards of other hosts."""
 
-    def __init__(self, *, host: str, keys: DataPlaneKeys | None = None) -> None:
-        """host: this replica's Ray node; shards there are reached by ipc, others by tcp."""
-        self._host = host
+    def __init__(self, keys: DataPlaneKeys | None = None) -> None:
         self._keys = keys
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
         self._poller = zmq.Poller()
@@ -53,30 +49,21 @@ class ZmqLink:
         self._monitors: dict[ShardId, zmq.Socket[bytes]] = {}
         self._owners: dict[zmq.Socket[bytes], ShardId] = {}
 
+    @property
+    def files(self) -> tuple["zmq.Socket[bytes]", ...]:
+        """What can be waited for."""
+        return tuple(self._owners)
+
     def connect(self, shards: Sequence[ShardAddress]) -> None:
-        wanted = {a.shard_id: a for a in shards}
-        for shard_id in [s for s in self._sockets if s not in wanted]:
-            self._disconnect(shard_id)
-        for shard_id, address in wanted.items():
-            if shard_id not in self._sockets:
-                self._open(address)
+        reconnect(self._sockets, shards, self._open, self._disconnect)
 
     def _open(self, address: ShardAddress) -> None:
-        endpoint = address.tcp_endpoint
-        if address.ipc_endpoint and address.host == self._host:
-            endpoint = address.ipc_endpoint
-        if not endpoint:
-            raise PeerLost(
-                f"shard {address.shard_id} on host {address.host} offers no endpoint for host "
-                f"{self._host}; set transport.mode to auto or tcp"
-            )
         dealer = self._context.socket(zmq.DEALER)
         dealer.linger = 0
         dealer.sndhwm = dealer.rcvhwm = QUEUE_MESSAGES
-        if endpoint.startswith("tcp"):
-            _prove(dealer, self._keys, endpoint)
+        _prove(dealer, self._keys, address.tcp_endpoint)
         monitor = dealer.get_monitor_socket(WATCHED)
-        dealer.connect(endpoint)
+        dealer.connect(address.tcp_endpoint)
         for known, own in ((self._sockets, dealer), (self._monitors, monitor)):
             known[address.shard_id] = own
             self._owners[own] = address.shard_id
@@ -118,7 +105,7 @@ class ZmqLink:
                     raise WireFormatError("a shard sent a request")
                 events.append(Answered(shard_id, message))
             except WireFormatError as error:
-                events.append(ShardLost(shard_id, str(error)))
+                events.append(ShardLost(shard_id, str(error), is_wrong=True))
 
     def _verdicts(self, shard_id: ShardId, monitor: "zmq.Socket[bytes]") -> list[Event]:
         seen = 0
@@ -144,91 +131,67 @@ class ZmqLink:
 
 
 class ZmqPort:
-    """A shard's sockets."""
+    """A shard's socket for other hosts."""
 
-    def __init__(
-        self,
-        shard_id: ShardId,
-        *,
-        host: str,
-        run_dir: Path,
-        tcp_host: str = "",
-        keys: DataPlaneKeys | None = None,
-    ) -> None:
-        """Listen on ipc below `run_dir`, and on `tcp_host` with `keys` if that is given."""
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
-        self._poller = zmq.Poller()
-        self._sockets: list[zmq.Socket[bytes]] = []
-        self._authenticator: zmq.auth.thread.ThreadAuthenticator | None = None
-        run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._path = run_dir / f"{shard_id[-24:]}.sock"
-        ipc = self._bind(f"ipc://{self._path}")
-        os.chmod(self._path, 0o600)
-        tcp = ""
-        if tcp_host:
-            self._start_authenticator(keys)
-            tcp = self._bind(f"tcp://{tcp_host}:*", keys)
-        self._address = ShardAddress(shard_id, host, ipc, tcp)
-
-    def _start_authenticator(self, keys: DataPlaneKeys | None) -> None:
+    def __init__(self, tcp_host: str, keys: DataPlaneKeys | None) -> None:
+        """Listen on a free port of `tcp_host`. Raises PeerLost without keys."""
         if keys is None:
             raise PeerLost("a shard was asked to listen on tcp without keys")
+        # its own: the authenticator has a fixed address in it, which is free again only some time
+        # after a port has closed
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._authenticator = zmq.auth.thread.ThreadAuthenticator(self._context)
         self._authenticator.start()
         allowed = keys.attention.public.encode()
         self._authenticator.configure_curve_callback("*", _OnlyKey(allowed))
-
-    def _bind(self, endpoint: str, keys: DataPlaneKeys | None = None) -> str:
-        router = self._context.socket(zmq.ROUTER)
+        router = self._router = self._context.socket(zmq.ROUTER)
         router.linger = 0
         router.sndhwm = router.rcvhwm = QUEUE_MESSAGES
-        if keys is not None:
-            router.curve_server = True
-            router.curve_secretkey = keys.shard.secret.encode()
-            router.curve_publickey = keys.shard.public.encode()
-        router.bind(endpoint)
-        self._sockets.append(router)
-        self._poller.register(router, zmq.POLLIN)
-        return cast(bytes, router.getsockopt(zmq.LAST_ENDPOINT)).decode().rstrip("\0")
+        router.curve_server = True
+        router.curve_secretkey = keys.shard.secret.encode()
+        router.curve_publickey = keys.shard.public.encode()
+        router.bind(f"tcp://{tcp_host}:*")
 
     @property
-    def address(self) -> ShardAddress:
-        return self._address
+    def endpoint(self) -> str:
+        """The address that it has got."""
+        return cast(bytes, self._router.getsockopt(zmq.LAST_ENDPOINT)).decode().rstrip("\0")
 
-    def receive(self, timeout_s: float) -> list[Delivery]:
+    @property
+    def files(self) -> tuple["zmq.Socket[bytes]", ...]:
+        """What can be waited for."""
+        return (self._router,)
+
+    def receive(self) -> list[Delivery]:
+        """What has come in; waits for nothing."""
         deliveries: list[Delivery] = []
-        for router, _ in self._poller.poll(max(0, round(timeout_s * 1000))):
-            index = self._sockets.index(router)
-            while True:
-                try:
-                    peer, *frames = router.recv_multipart(flags=zmq.DONTWAIT, copy=False)
-                except zmq.Again:
-                    break
-                mark = bytes([index]) + peer.bytes
-                try:
-                    message = decode([frame.buffer for frame in frames])
-                except WireFormatError as error:
-                    self._reply(mark, RowsRefusal(0, str(error)))
-                    continue
-                if isinstance(message, RowsRequest):
-                    deliveries.append(Delivery(mark, message, time.monotonic()))
-        return deliveries
+        while True:
+            try:
+                peer, *frames = self._router.recv_multipart(flags=zmq.DONTWAIT, copy=False)
+            except zmq.Again:
+                return deliveries
+            try:
+                message = decode([frame.buffer for frame in frames])
+            except WireFormatError as error:
+                self._reply(peer.bytes, RowsRefusal(0, str(error)))
+                continue
+            if isinstance(message, RowsRequest):
+                deliveries.append(Delivery(peer.bytes, message, time.monotonic()))
 
     def answer(self, delivery: Delivery, answer: RowsAnswer | RowsRefusal) -> None:
+        """Send back without waiting."""
         self._reply(delivery.peer, answer)
 
-    def _reply(self, mark: bytes, answer: RowsAnswer | RowsRefusal) -> None:
-        router = self._sockets[mark[0]]
+    def _reply(self, peer: bytes, answer: RowsAnswer | RowsRefusal) -> None:
         # a peer that does not read loses its answer; its deadline sends the rows elsewhere
         with suppress(zmq.Again):
-            router.send_multipart([mark[1:], *encode(answer)], flags=zmq.DONTWAIT, copy=False)
+            self._router.send_multipart([peer, *encode(answer)], flags=zmq.DONTWAIT, copy=False)
 
     def close(self) -> None:
-        if self._authenticator is not None:
-            self._authenticator.stop()
-        for router in self._sockets:
-            router.close(0)
-        self._path.unlink(missing_ok=True)
+        """Stop listening."""
+        self._authenticator.stop()
+        self._router.close(0)
+        self._context.destroy(linger=0)
 
 
 class _OnlyKey:

@@ -14,6 +14,7 @@ from router.table import ReplicaTable, ShardId, build_table
 from services.attention.feed import WorkerReport
 from services.attention.remote_pool import RemotePool
 from services.attention.settings import RemoteSettings
+from services.attention.traffic import EXPERT_ROWS
 from services.experts.kernel import LoadedSlots
 from services.experts.worker import ShardWorker
 from services.transport.base import Delivery, RowsAnswer, RowsRefusal
@@ -92,6 +93,10 @@ class Pool:
         self.publish(*names)
         self.remote.wait_until_complete(1)
 
+    def wrong(self) -> dict[str, str]:
+        """Who was reported to answer wrongly, and why."""
+        return {str(s): why for r in self.feed.reports for s, why in r.wrong.items()}
+
     def compute(self, tokens: int = 6) -> None:
         """Run a layer and compare it with the dense result."""
         generator = torch.Generator().manual_seed(self.version)
@@ -132,7 +137,7 @@ def test_rows_of_two_shards_are_combined_as_a_dense_layer_would(pool: Pool) -> N
     pool.start("a", "b")
     for tokens in (6, 1, 33, 0):
         pool.compute(tokens)
-    assert pool.remote.resends == 0
+    assert pool.remote.traffic.resends == 0
 
 
 def test_a_shard_that_goes_away_costs_a_resend_and_is_reported(pool: Pool) -> None:
@@ -144,6 +149,25 @@ def test_a_shard_that_goes_away_costs_a_resend_and_is_reported(pool: Pool) -> No
     pool.compute()
     pool.compute()
     assert [list(r.lost) for r in pool.feed.reports if r.lost] == [["a"]]
+
+
+def test_a_shard_that_came_back_before_the_worker_looked_is_tried_again(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.attention.remote_pool.FORGIVE_S", 0.1)
+    pool.add("a", [0, 1, 2, 3])
+    pool.add("b", [0, 1, 2, 3])
+    pool.start("a", "b")
+    pool.compute()
+    pool.remote.lose(ShardId("a"), "no answer")
+    pool.publish("a", "b")  # the table without it was never seen
+    pool.compute()
+    assert pool.remote.dead == {"a"}
+    time.sleep(0.2)
+    rows = pool.workers["a"].stats.rows
+    pool.compute()
+    assert not pool.remote.dead
+    assert pool.workers["a"].stats.rows > rows
 
 
 def test_a_silent_shard_is_left_at_its_deadline_and_its_late_answer_dropped() -> None:
@@ -165,7 +189,7 @@ def test_a_silent_shard_is_left_at_its_deadline_and_its_late_answer_dropped() ->
     for delivery, answer in held_back:
         InProcessPort.answer(slow, delivery, answer)
     pool.compute()
-    assert pool.remote.late_answers == len(held_back) > 0
+    assert pool.remote.traffic.late_answers == len(held_back) > 0
     for worker in pool.workers.values():
         worker.stop()
 
@@ -184,19 +208,83 @@ def test_a_wrong_answer_goes_to_the_other_replica(pool: Pool, spoil: Any) -> Non
     pool.add("b", [0, 1, 2, 3])
     pool.start("a", "b")
     pool.compute()
-    assert pool.remote.resends > 0
+    assert pool.remote.traffic.resends > 0
+    is_refusal = isinstance(spoil(RowsAnswer(1, torch.zeros(1, HIDDEN))), RowsRefusal)
+    assert list(pool.wrong()) == ([] if is_refusal else ["a"])
+    assert (pool.remote.traffic.refused > 0) == is_refusal
+    assert (pool.remote.traffic.wrong, pool.remote.traffic.lost) == (not is_refusal, 0)
 
 
-def test_a_wrong_number_is_dropped_and_the_deadline_decides(pool: Pool) -> None:
-    pool = Pool(reply_timeout_s=0.3)
+def test_a_number_that_was_never_sent_names_the_shard_at_once(pool: Pool) -> None:
     spoil = lambda a: RowsAnswer(a.number + 10_000, a.rows)  # noqa: E731
     pool.add("a", [0, 1, 2, 3], Wrong(pool.hub, "a", spoil))
     pool.add("b", [0, 1, 2, 3])
     pool.start("a", "b")
+    started_s = time.monotonic()
     pool.compute()
-    assert pool.remote.late_answers > 0
-    for worker in pool.workers.values():
-        worker.stop()
+    assert time.monotonic() - started_s < pool.remote.settings.reply_timeout_s / 2
+    assert "which was never sent" in pool.wrong()["a"]
+
+
+def not_numbers(answer: RowsAnswer | RowsRefusal) -> RowsAnswer | RowsRefusal:
+    if isinstance(answer, RowsAnswer):
+        answer.rows[-1] = float("nan")
+    return answer
+
+
+def test_nan_from_one_replica_is_put_right_by_the_other_which_names_it(pool: Pool) -> None:
+    pool.add("a", [0, 1, 2, 3], Wrong(pool.hub, "a", not_numbers))
+    pool.add("b", [0, 1, 2, 3])
+    pool.start("a", "b")
+    pool.compute()
+    assert list(pool.wrong()) == ["a"]
+    assert "layer 0 with NaN or infinity where another replica has none" in pool.wrong()["a"]
+    assert pool.remote.dead == {"a"}
+    pool.compute()
+
+
+def test_nan_that_every_replica_answers_is_the_models_own(pool: Pool) -> None:
+    for name in ("a", "b"):
+        pool.add(name, [0, 1, 2, 3])
+    pool.start("a", "b")
+    x = torch.ones(4, HIDDEN)
+    x[2] = float("inf")
+    ids = torch.tensor([[0, 1]] * 4, dtype=torch.int32)
+    weights = torch.ones(4, 2)
+    out = pool.remote.compute(0, x, weights, ids, meanwhile=lambda: None)
+    assert torch.isfinite(out).all(dim=1).tolist() == [True, True, False, True]
+    assert pool.wrong() == {}
+    assert not pool.remote.dead
+
+
+def test_nan_of_an_expert_with_one_replica_stays_and_nobody_is_blamed(pool: Pool) -> None:
+    pool.add("a", [0, 1, 2, 3], Wrong(pool.hub, "a", not_numbers))
+    pool.start("a")
+    ids, weights = torch.tensor([[0, 1]], dtype=torch.int32), torch.ones(1, 2)
+    out = pool.remote.compute(0, torch.ones(1, HIDDEN), weights, ids, meanwhile=lambda: None)
+    assert out.isnan().all()
+    assert pool.wrong() == {}
+
+
+def test_a_shard_that_takes_longer_gets_fewer_rows(pool: Pool) -> None:
+    def slowly(answer: RowsAnswer | RowsRefusal) -> RowsAnswer | RowsRefusal:
+        assert isinstance(answer, RowsAnswer)
+        return RowsAnswer(answer.number, answer.rows, computed_us=3000 * answer.rows.shape[0])
+
+    def quickly(answer: RowsAnswer | RowsRefusal) -> RowsAnswer | RowsRefusal:
+        assert isinstance(answer, RowsAnswer)
+        return RowsAnswer(answer.number, answer.rows, computed_us=1000 * answer.rows.shape[0])
+
+    pool.add("a", [0, 1, 2, 3], Wrong(pool.hub, "a", slowly))
+    pool.add("b", [0, 1, 2, 3], Wrong(pool.hub, "b", quickly))
+    pool.start("a", "b")
+    for _ in range(100):
+        pool.compute(tokens=32)
+    before = {name: worker.stats.rows for name, worker in pool.workers.items()}
+    for _ in range(50):
+        pool.compute(tokens=32)
+    rows = {name: worker.stats.rows - before[name] for name, worker in pool.workers.items()}
+    assert rows["b"] / rows["a"] == pytest.approx(3, rel=0.15)
 
 
 def test_lost_experts_are_waited_for_until_a_table_has_them(pool: Pool) -> None:
@@ -218,6 +306,8 @@ def test_experts_that_stay_lost_are_named_when_the_deadline_is_over() -> None:
     pool.workers["b"].stop()
     with pytest.raises(RoutingError, match=r"no live shard holds experts \[.*lost_expert_deadline"):
         pool.compute()
+    told = [r.stranded for r in pool.feed.reports if r.stranded]
+    assert "layer 0: no live shard holds experts" in told[0], "the server process knows at once"
     pool.workers["a"].stop()
 
 
@@ -226,8 +316,15 @@ def test_the_rows_of_every_expert_are_counted_for_the_controller(pool: Pool) -> 
     pool.start("a")
     pool.compute(tokens=50)
     pool.remote._send_report()
-    counted = [r.expert_rows for r in pool.feed.reports if r.expert_rows is not None]
-    assert int(np.sum(counted)) == 50 * 2
+    counted = pool.feed.reports[-1].totals
+    assert int(np.sum(counted[EXPERT_ROWS])) == 50 * 2
+    row_bytes = HIDDEN * 4
+    for name, sent, returned in (("rows", 50, 100), ("bytes", 50 * row_bytes, 100 * row_bytes)):
+        assert counted[f"expertmesh_dispatch_{name}_total", "sent"] == sent
+        assert counted[f"expertmesh_dispatch_{name}_total", "returned"] == returned
+    assert counted["expertmesh_dispatch_sends_total",] == 1
+    away_s = pool.remote.times.send_s + pool.remote.times.shared_s + pool.remote.times.wait_s
+    assert 0 < counted["expertmesh_dispatch_row_seconds_total",] <= 100 * away_s
 
 
 def test_a_pool_of_another_checkpoint_is_refused(pool: Pool) -> None:

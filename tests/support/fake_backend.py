@@ -12,6 +12,7 @@ from deploy.preflight_vllm import VllmFacts
 from deploy.records import RunRecord, find_records
 from services.config import DeploymentConfig
 from services.hardware import Machine
+from services.messages import DecisionStatus
 from services.ray_session import RayAccess
 
 MACHINE = Machine(frozenset({"avx512_bf16"}), cores=4, available_bytes=1 << 40, gpus=0)
@@ -75,6 +76,14 @@ class FakeBackend:
     def status(self, record: RunRecord) -> RunStatus:
         self._note(f"status of {record.name}")
         return RunStatus(record, problem=self.problem)
+
+    def rebalance(self, record: RunRecord) -> DecisionStatus:
+        self._note(f"rebalance {record.name}")
+        return DecisionStatus(0.0, "asked for", True, "saves 30 rows", 4, 1.5, 1.1)
+
+    def drain(self, record: RunRecord, grace_s: float) -> int:
+        self._note(f"drain {record.name}")
+        return 0
 
     def delete_app(self, record: RunRecord) -> None:
         self._note(f"delete {record.name}")

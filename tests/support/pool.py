@@ -88,7 +88,7 @@ class Desk:
         """What turns a vLLM engine into an attention side that joins here."""
         chosen = {
             "reply_timeout_s": 30.0,
-            "lost_expert_deadline_s": 60.0,
+            "give_up_s": 60.0,
             "policy": Policy.LEAST_TOKENS,
             **settings,
         }
@@ -135,13 +135,13 @@ class ShardThreads:
 
     def hold(self) -> None:
         """Start the shards of every layout and load what each holds."""
-        from services.transport.zeromq import ZmqPort
+        from services.transport.sockets import SocketPort
 
         self._layouts = layouts(self.n_layers, self.n_experts)
         shards = [item for layout in self._layouts for item in layout.shards.items()]
         for name, held in shards:
             kernel = self._kernel(max(len(e) for e in held.values()))
-            port = ZmqPort(ShardId(name), host="test", run_dir=self._run_dir)
+            port = SocketPort(ShardId(name), host="test", run_dir=self._run_dir)
             worker = ShardWorker(kernel, port, threads=1)
             worker.start()
             for layer, experts in held.items():

@@ -1,10 +1,16 @@
 """Keeps Ray out of unit tests: they decide, and deciding needs no cluster."""
 
+import signal
 import sys
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How long an example takes says something about the machine, nothing about the code.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 
 @pytest.fixture(autouse=True)
@@ -21,3 +27,12 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     if ray is not None and ray.is_initialized():
         ray.shutdown()
         pytest.fail("a unit test started Ray; it belongs into tests/cluster")
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """Put the signal handlers back that a test replaces."""
+    before = {signum: signal.getsignal(signum) for signum in (2, 15, 1)}
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)

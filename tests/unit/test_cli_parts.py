@@ -3,7 +3,6 @@
 import io
 import json
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -33,14 +32,6 @@ class FakeClock:
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
-
-
-@pytest.fixture
-def handlers() -> Iterator[None]:
-    before = {signum: signal.getsignal(signum) for signum in (2, 15, 1)}
-    yield
-    for signum, handler in before.items():
-        signal.signal(signum, handler)
 
 
 def test_step_shows_how_long_it_took() -> None:
@@ -137,7 +128,21 @@ def test_first_request_that_is_refused_is_not_repeated(tmp_path: Path) -> None:
     ],
 )
 def test_url_can_be_reached_from_this_machine(tmp_path: Path, host: str, url: str) -> None:
-    assert base_url(config_of(tmp_path, **{"gateway.host": host})) == url
+    settings = {"gateway.host": host, "gateway.keys_file": "keys.yaml"}
+    assert base_url(config_of(tmp_path, **settings)) == url
+
+
+@pytest.mark.parametrize(
+    ("address", "url"),
+    [("10.1.2.3:6379", "http://10.1.2.3:8000"), ("auto", "http://127.0.0.1:8000")],
+)
+def test_in_a_cluster_the_api_is_on_its_head(tmp_path: Path, address: str, url: str) -> None:
+    settings = {
+        "gateway.host": "0.0.0.0",
+        "gateway.keys_file": "keys.yaml",
+        "ray.address": address,
+    }
+    assert base_url(config_of(tmp_path, **settings)) == url
 
 
 def test_example_is_a_chat_only_with_a_chat_template(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from deploy.processes import ProcessId
 from deploy.records import Claim
+from router.errors import CapacityError
 from services.config import load_config
 from tests.support.fake_backend import FakeBackend, run
 
@@ -67,6 +68,23 @@ def test_name_that_none_can_have_is_refused() -> None:
     result = run(FakeBackend(), "status", "--name", "../else")
     assert result.code == 2
     assert "name is '../else'" in result.err
+
+
+def test_rebalance_prints_the_verdict_of_every_deployment() -> None:
+    claim("one")
+    claim("two")
+    result = run(FakeBackend(), "rebalance", "--name", "two")
+    assert result.code == 0
+    assert result.out == (
+        "two: accepted, cause: asked for; saves 30 rows; 4 moves, max/mean 1.50 -> 1.10\n"
+    )
+
+
+def test_rebalance_that_cannot_be_is_told_with_its_reason() -> None:
+    claim("one")
+    backend = FakeBackend(errors={"rebalance one": CapacityError("no rebalance now: 3 moves")})
+    result = run(backend, "rebalance")
+    assert (result.code, result.err) == (1, "error: no rebalance now: 3 moves\n")
 
 
 def test_down_of_nothing_is_no_error() -> None:

@@ -102,7 +102,10 @@ def test_slots_that_were_set_are_kept() -> None:
     [
         ("pool: {shrads: 3}", 'unknown key pool.shrads: 3; did you mean "shards"?'),
         ("pol: {shards: 3}", "unknown key pol: {'shards': 3}; did you mean \"pool\"?"),
-        ("gateway: {zzz: 3}", "unknown key gateway.zzz: 3; known are: host, port."),
+        (
+            "gateway: {zzz: 3}",
+            "unknown key gateway.zzz: 3; known are: body_timeout_s, host, ",
+        ),
         ("pool: {shards: 0}", "pool.shards is 0; it should be greater than or equal to 1."),
         ("gateway: {port: 70000}", "gateway.port is 70000; it should be less than or equal to"),
         ("gateway: {port: '80'}", "gateway.port is '80'; it should be a valid integer."),
@@ -182,3 +185,9 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
 def test_folder_in_place_of_a_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         load_config(tmp_path, {})
+
+
+def test_custom_resources_are_refused_where_no_cluster_offers_them() -> None:
+    with pytest.raises(ConfigError, match=r"pool\.resources is \{'a': 1\.0\}.*ray\.address"):
+        load_config(None, {"pool.resources": {"a": 1.0}})
+    assert load_config(None, {"pool.resources": {"a": 1.0}, "ray.address": "auto"})

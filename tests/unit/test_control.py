@@ -1,88 +1,15 @@
 """The controller's decisions from reports alone, with a clock that the test holds."""
 
-from dataclasses import dataclass, field
+import time
 
 import numpy as np
 import pytest
 
-from router.control import ControlSettings, ControlState
-from router.moves import LoadExpert
+from router import planning
+from router.control import REPAIR_REST_RATIO, REST_RATIO, ControlState
+from router.members import MAX_COMPLAINTS
 from router.table import ShardAddress, ShardId
-
-LAYERS, EXPERTS = 2, 4
-Slots = np.ndarray
-
-
-def settings(shards: int = 2, redundancy: int = 1) -> ControlSettings:
-    return ControlSettings(
-        shards=shards, redundancy=redundancy, lease_s=5, settle_s=2, replacement_grace_s=60
-    )
-
-
-@dataclass
-class FakeShard:
-    """Does what it is told, one report later."""
-
-    name: str
-    n_slots: int
-    held: Slots = field(init=False)
-    loading: tuple[LoadExpert, ...] = ()
-
-    def __post_init__(self) -> None:
-        self.held = np.full((LAYERS, self.n_slots), -1, np.int32)
-
-    @property
-    def id(self) -> ShardId:
-        return ShardId(self.name)
-
-    def report(self, state: ControlState, now_s: float) -> None:
-        orders = state.on_shard(
-            ShardAddress(self.id, "host"),
-            n_experts=EXPERTS,
-            held=self.held.copy(),
-            loading=self.loading,
-            now_s=now_s,
-        )
-        self.loading += tuple(o for o in orders if o not in self.loading)
-
-    def load(self) -> None:
-        """Finish what it is loading."""
-        for order in self.loading:
-            self.held[order.layer, order.slot] = order.expert
-        self.loading = ()
-
-
-@dataclass
-class Cluster:
-    """A controller and its shards."""
-
-    state: ControlState
-    shards: list[FakeShard]
-    now_s: float = 0.0
-    reader_version: int = 0
-
-    def turn(self, seconds: float = 0.5) -> None:
-        """Everybody reports once, and loads what it was told."""
-        self.now_s += seconds
-        for shard in self.shards:
-            shard.report(self.state, self.now_s)
-            shard.load()
-        if self.state.table is not None:
-            self.state.on_reader("reader", self.reader_version, {}, now_s=self.now_s)
-            self.reader_version = self.state.table.version
-
-    def settle(self) -> None:
-        for _ in range(12):
-            self.turn()
-
-    def holders(self, layer: int, expert: int) -> set[str]:
-        assert self.state.table is not None
-        return set(self.state.table.shards_of(layer, expert))
-
-
-def cluster(n_shards: int = 2, n_slots: int = 2, redundancy: int = 1) -> Cluster:
-    shards = [FakeShard(f"s{i}", n_slots) for i in range(n_shards)]
-    return Cluster(ControlState(settings(n_shards, redundancy)), shards)
+from tests.support.control_cluster import EXPERTS, LAYERS, Cluster, FakeShard, cluster, settings
 
 
 def test_the_first_table_comes_when_every_expert_is_in_place() -> None:
@@ -141,10 +68,47 @@ def test_a_silent_shard_is_dropped_when_its_lease_ends() -> None:
     c.settle()
     c.shards.pop(0)
     c.turn(4.9)
-    assert ShardId("s0") in c.state.shards
+    assert ShardId("s0") in c.state.members.shards
     c.turn(0.2)
-    assert ShardId("s0") not in c.state.shards
+    assert ShardId("s0") not in c.state.members.shards
     assert c.holders(1, 3) == {"s1"}
+
+
+def test_a_shard_rests_between_loads_the_less_the_more_is_missing() -> None:
+    c = cluster(n_slots=4, redundancy=2)
+    c.turn()
+    assert c.shards[0].rest_ratio == 0, "not every expert is there"
+    c.settle()
+    assert c.shards[0].rest_ratio == REST_RATIO
+    c.shards.pop(0)
+    c.turn(6)
+    c.turn()
+    assert c.shards[0].rest_ratio == REPAIR_REST_RATIO
+
+
+def test_a_replica_that_is_still_starting_holds_up_no_moves() -> None:
+    c = cluster()
+    c.state.on_reader("starting", 0, {}, now_s=0.0)
+    assert c.state.readers == {}
+
+
+def test_one_stall_that_three_replicas_meet_is_one_complaint() -> None:
+    c = cluster(n_slots=4, redundancy=2)
+    c.settle()
+    for reader in ("one", "two", "three"):
+        c.state.on_reader(reader, c.reader_version, {ShardId("s0"): "slow"}, now_s=c.now_s)
+        c.turn()
+    assert c.shards[0].expelled == ""
+
+
+def test_the_only_holder_is_not_sent_away_however_many_complain() -> None:
+    c = cluster()
+    c.settle()
+    for _ in range(MAX_COMPLAINTS + 1):
+        c.state.on_reader("reader", c.reader_version, {ShardId("s0"): "slow"}, now_s=c.now_s)
+        for _ in range(5):
+            c.turn(4)
+    assert c.shards[0].expelled == ""
 
 
 def test_a_new_shard_gets_what_the_dead_one_had_and_redundancy_is_back() -> None:
@@ -189,7 +153,7 @@ def test_lost_experts_that_fit_nowhere_leave_the_table_incomplete_and_say_so() -
     c.turn(6)
     assert c.state.table is not None
     assert not c.state.table.is_complete
-    assert "needs" in c.state.waiting_for or "no live shard" in c.state.waiting_for
+    assert "need 4 slots a layer, have 2 on 1 shards. Add shards" in c.state.waiting_for
 
 
 def test_a_restarted_controller_learns_the_state_and_publishes_above_what_is_in_use() -> None:
@@ -219,10 +183,148 @@ def test_a_restarted_controller_does_not_judge_by_the_first_shard_that_reports()
 @pytest.mark.parametrize("n_shards", [1, 3])
 def test_orders_are_given_once(n_shards: int) -> None:
     c = cluster(n_shards=n_shards, n_slots=4)
-    for shard in c.shards * 2:
-        shard.report(c.state, 1.0)
+    for shard in c.shards:
+        shard.report(c.state, c.now_s)
+    c.place()
+    for shard in c.shards:
+        shard.report(c.state, c.now_s)
     for shard in c.shards:
         orders = shard.loading
         assert orders
         shard.report(c.state, c.now_s)
         assert shard.loading == orders
+
+
+def rows(*hot: int) -> np.ndarray:
+    """The gate's choices of a while: these experts, each 1,000 times, in every layer."""
+    counts = np.full((LAYERS, EXPERTS), 10, np.int64)
+    counts[:, list(hot)] = 1000
+    return counts
+
+
+def loaded(move_cost_rows: float = 0.0, **more: float) -> Cluster:
+    """Two shards with one slot to spare each."""
+    c = cluster(n_slots=3)
+    options = {"rebalance_interval_s": 10.0, "load_half_life_s": 5.0, **more}
+    c.state = ControlState(settings(2, 1, **options))
+    c.move_cost_rows = move_cost_rows
+    c.settle()
+    return c
+
+
+def drive(c: Cluster, hot: tuple[int, ...], seconds: float) -> None:
+    for _ in range(round(seconds / 0.5)):
+        c.state.on_reader("reader", c.reader_version, {}, now_s=c.now_s, expert_rows=rows(*hot))
+        c.turn()
+
+
+def test_load_that_has_shifted_is_followed_within_a_minute() -> None:
+    c = loaded()
+    for hot in ((c.single(),), (0, 1), (2,), (1, 3)):
+        drive(c, hot, 60)
+        imbalance = c.state.imbalance(c.now_s)
+        assert imbalance is not None
+        assert imbalance < 1.1, f"hot experts {hot}"
+        assert c.state.placer.moves_left == 0
+    assert c.state.placer.last is not None
+    assert c.state.placer.last.job.cause == planning.LOADS_CHANGED
+
+
+def test_a_rebalance_that_costs_more_than_it_saves_is_refused_with_its_reason() -> None:
+    c = loaded(move_cost_rows=1e9)
+    held = {s.name: s.held.copy() for s in c.shards}
+    drive(c, (c.single(),), 30)
+    assert c.state.placer.last is not None
+    decision = c.state.placer.last.decision
+    assert not decision.accepted
+    assert "rows on the most loaded shards, moves cost" in decision.reason
+    for shard in c.shards:
+        assert np.array_equal(shard.held, held[shard.name])
+
+
+def test_what_is_asked_for_is_done_whatever_it_costs() -> None:
+    c = loaded(move_cost_rows=1e9)
+    hot = (c.single(),)
+    drive(c, hot, 30)
+    assert c.state.imbalance(c.now_s) > 1.3  # type: ignore[operator]
+    c.state.placer.ask()
+    drive(c, hot, 5)
+    assert c.state.imbalance(c.now_s) < 1.1  # type: ignore[operator]
+    assert c.state.placer.last is not None
+    assert c.state.placer.last.job.cause == planning.ASKED
+
+
+def test_what_is_asked_for_waits_for_moves_under_way() -> None:
+    c = loaded(move_cost_rows=0)
+    placer = c.state.placer
+    while not placer.moves_left:
+        drive(c, (c.single(),), 1)
+    placer.ask()
+    assert c.state.placement_due(c.now_s) is None
+    drive(c, (c.single(),), 5)
+    assert placer.last is not None
+    assert placer.last.job.cause == planning.ASKED
+
+
+def test_without_an_interval_only_members_move_experts() -> None:
+    c = cluster(n_slots=3)
+    c.settle()
+    for hot in ((0, 1), (2, 3)):
+        drive(c, hot, 60)
+    assert c.state.placer.last is not None
+    assert c.state.placer.last.job.cause == planning.MEMBERS_CHANGED
+
+
+def test_a_shard_that_answers_wrongly_is_sent_away_and_does_not_come_back() -> None:
+    c = cluster(n_slots=4, redundancy=2)
+    c.settle()
+    wrong = {ShardId("s0"): "answered NaN"}
+    c.state.on_reader("reader", c.reader_version, {}, now_s=c.now_s, wrong=wrong)
+    assert c.holders(0, 0) == {"s1"}
+    c.turn()
+    assert c.shards[0].expelled == "answered NaN"
+    assert c.holders(0, 0) == {"s1"}
+
+
+def test_a_shard_that_reports_but_never_answers_is_sent_away_in_the_end() -> None:
+    c = cluster(n_slots=4, redundancy=2)
+    c.settle()
+    for _ in range(MAX_COMPLAINTS):
+        assert c.shards[0].expelled == ""
+        c.state.on_reader("reader", c.reader_version, {ShardId("s0"): "silent"}, now_s=c.now_s)
+        for _ in range(5):
+            c.turn(4)
+    assert "3 complaints within 300 s, the last: silent" in c.shards[0].expelled
+
+
+def test_a_new_shard_is_filled_though_nothing_else_would_pay() -> None:
+    c = cluster(n_shards=2, n_slots=4, redundancy=1)
+    c.move_cost_rows = 1e9
+    c.settle()
+    c.shards.append(FakeShard("s2", 4))
+    c.settle()
+    assert (c.shards[-1].held >= 0).any()
+
+
+def test_a_report_that_says_nothing_new_costs_almost_nothing() -> None:
+    """61 layers x 384 experts on 128 shards, each of which reports twice a second."""
+    layers, experts, shards, slots = 61, 384, 128, 6
+    state = ControlState(settings(shards, 2))
+    held = [
+        np.tile((np.arange(slots, dtype=np.int32) + i * 3) % experts, (layers, 1))
+        for i in range(shards)
+    ]
+
+    def report(i: int, now_s: float) -> None:
+        address = ShardAddress(ShardId(f"s{i:03}"), "host")
+        state.on_shard(address, n_experts=experts, held=held[i], loading=(), now_s=now_s)
+
+    for i in range(shards):
+        report(i, 0.0)
+    assert state.table is not None
+    assert state.table.is_complete
+    started_s = time.perf_counter()
+    for i in range(shards):
+        report(i, 0.5)
+    each_s = (time.perf_counter() - started_s) / shards
+    assert each_s < 0.5 / shards, "the reports of half a second must not take longer than that"

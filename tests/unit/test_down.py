@@ -31,6 +31,13 @@ WITH_CHILD = (  # the child says that it is up
 class FakeRemover:
     deleted: list[str] = field(default_factory=list)
     error: Exception | None = None
+    n_open: int = 0
+
+    def drain(self, record: RunRecord, grace_s: float) -> int:
+        if self.error:
+            raise self.error
+        assert is_alive(record.owner)
+        return self.n_open
 
     def delete_app(self, record: RunRecord) -> None:
         if self.error:
@@ -80,9 +87,11 @@ def record(owner: ProcessId, name: str = "one", *, joined: bool = False, **more:
     Claim(load_config(None, values), "").update(owner=owner, **more)
 
 
-def run_down(remover: FakeRemover | None = None, name: str | None = None) -> str:
+def run_down(
+    remover: FakeRemover | None = None, name: str | None = None, *, grace_s: float = 0.0
+) -> str:
     out = io.StringIO()
-    down(name, remover or FakeRemover(), Progress(out, beats=False))
+    down(name, remover or FakeRemover(), Progress(out, beats=False), grace_s=grace_s)
     return out.getvalue()
 
 
@@ -169,3 +178,18 @@ def test_term_is_what_is_sent(monkeypatch: pytest.MonkeyPatch, start: Starter) -
     record(owner)
     run_down()
     assert sent == [(owner, signal.SIGTERM)]
+
+
+def test_open_requests_are_waited_for_and_counted_if_they_do_not_end(start: Starter) -> None:
+    record(start(GENTLE))
+    shown = run_down(FakeRemover(n_open=3), grace_s=5)
+    assert "waiting up to 5 s for open requests" in shown
+    assert "3 requests have not finished" in shown
+    assert find_records() == []
+
+
+def test_a_cluster_that_does_not_answer_is_stopped_all_the_same(start: Starter) -> None:
+    record(start(GENTLE))
+    shown = run_down(FakeRemover(error=EngineError("no answer")), grace_s=5)
+    assert "open requests cannot be waited for: no answer" in shown
+    assert find_records() == []

@@ -63,6 +63,19 @@ def test_a_lost_shards_pairs_go_to_the_other_holder_under_a_new_number() -> None
     assert again.rows.pair_positions.tolist() == lost.rows.pair_positions.tolist()
 
 
+def test_rows_that_the_only_holder_refused_go_to_it_again_later() -> None:
+    ex = exchange([[0, 1]], {"a": [0, 1, 2, 3, 4, 5]})
+    [send] = ex.begin()
+    assert ex.on_refused(send.number, ShardId("a")) == ()
+    assert ex.stranded_experts == (0, 1)
+    assert ex.has_refused
+    [again] = ex.retry_refused()
+    assert again.shard_id == "a"
+    assert again.number != send.number
+    ex.on_answer(again.number)
+    assert ex.is_done
+
+
 def test_a_late_answer_is_not_expected_any_more() -> None:
     ex = exchange([[0, 1]], TWO)
     [old] = [s for s in ex.begin() if s.shard_id == "a"]

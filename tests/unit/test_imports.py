@@ -17,6 +17,7 @@ MAY_IMPORT = {
 }
 # The router is pure maths, so that every decision can be tested without a machine.
 ROUTER_LIBRARIES = {"numpy", "torch", "numba"}
+MONITORING_LIBRARIES = {"numpy", "prometheus_client"}
 IMPURE_STDLIB = {"asyncio", "multiprocessing", "os", "socket", "subprocess", "threading", "time"}
 
 
@@ -35,6 +36,8 @@ def refused_imports(room: str, source: str) -> set[str]:
     if room == "router":
         pure = (set(sys.stdlib_module_names) - IMPURE_STDLIB) | ROUTER_LIBRARIES | {"router"}
         refused |= names - pure
+    if room == "monitoring":
+        refused |= names - set(sys.stdlib_module_names) - MONITORING_LIBRARIES - ROOMS
     return refused
 
 
@@ -54,6 +57,8 @@ def test_a_file_imports_only_what_its_room_may(file: Path) -> None:
         ("router", "import numpy as np\nfrom router.table import Table", set()),
         ("router", "from ray import serve", {"ray"}),
         ("router", "def f():\n    import time", {"time"}),
+        ("monitoring", "import numpy, prometheus_client, json", set()),
+        ("monitoring", "import ray", {"ray"}),
         ("monitoring", "from services.config import load", {"services"}),
         ("services", "import deploy.cli, ray", {"deploy"}),
         ("services", "from .config import load", {"."}),

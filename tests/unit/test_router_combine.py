@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from router import combine as combine_module
 from router.combine import combine
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -45,6 +46,17 @@ def test_rows_are_added_in_gate_order_in_float32(dtype: torch.dtype) -> None:
     result = combine(rows, weights)
     assert result.dtype == torch.float32
     assert torch.equal(result, added_one_by_one(rows, weights))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_compiled_loop_and_torch_give_the_same_bits(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, weights = some_rows(64, 8, 511, dtype)
+    assert rows.numel() <= combine_module.SMALL
+    compiled = combine(rows, weights)
+    monkeypatch.setattr(combine_module, "SMALL", 0)
+    assert torch.equal(compiled, combine(rows, weights))
 
 
 def test_order_of_choices_decides_the_bits() -> None:

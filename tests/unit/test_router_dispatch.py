@@ -4,7 +4,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.dispatch import ShardRows, plan_dispatch, plan_pairs
+from router.choose import Policy, choose_shards
+from router.dispatch import ShardRows, plan_dispatch, plan_layer, plan_pairs
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -65,3 +66,24 @@ def test_a_token_with_two_experts_on_one_shard_is_sent_there_once() -> None:
     assert first.pair_experts.tolist() == [5, 7] and first.pair_positions.tolist() == [0, 2]
     assert second.tokens.tolist() == [0, 1] and second.pair_rows.tolist() == [0, 1, 1, 1]
     assert second.pair_positions.tolist() == [1, 3, 4, 5]
+
+
+@given(seed=SEEDS, policy=st.sampled_from(list(Policy)))
+@settings(max_examples=40, deadline=None)
+def test_choosing_and_grouping_at_once_is_the_same_as_one_after_the_other(
+    seed: int, policy: Policy
+) -> None:
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(0, 8, (9, 3)).astype(np.int32)
+    counts = rng.integers(1, 4, 8).astype(np.int16)
+    holders = np.stack([rng.permutation(5)[:3] for _ in range(8)]).astype(np.int16)
+    load = rng.uniform(0, 9, 5).astype(np.float32)
+    wanted = plan_dispatch(choose_shards(ids, holders, counts, load, policy), ids)
+    got = plan_layer(ids, holders, counts, load, policy)
+    assert got is not None
+    assert [rows.shard for rows in got] == [rows.shard for rows in wanted]
+    for mine, other in zip(got, wanted, strict=True):
+        for name in ("tokens", "pair_rows", "pair_experts", "pair_positions"):
+            np.testing.assert_array_equal(getattr(mine, name), getattr(other, name))
+    counts[ids[0, 0]] = 0
+    assert plan_layer(ids, holders, counts, load, policy) is None

@@ -15,6 +15,7 @@ from router.table import ShardId
 
 Slots = NDArray[np.int32]
 SEEDS = st.integers(0, 2**32 - 1)
+N_EXPERTS = 64  # more than any world here has
 
 
 def slots(*rows: Iterable[int]) -> Slots:
@@ -49,11 +50,12 @@ class World:
         }
 
     def _publish(self, exclusions: frozenset[Exclusion]) -> None:
+        names = list(self.actual())
         offered = frozenset(
-            (s, layer, e)
-            for s, shard in self.actual().items()
-            for layer, experts in servable(s, shard, exclusions).items()
-            for e in experts
+            (names[s], layer, e)
+            for s, layer, e in np.argwhere(
+                servable(self.actual(), exclusions, n_experts=N_EXPERTS)
+            ).tolist()
         )
         self.tables.append(offered)
         self.history.append((len(self.history), exclusions))
@@ -256,8 +258,9 @@ def test_a_shard_that_loads_as_much_as_it_may_gets_no_more_orders() -> None:
 def test_a_slot_that_is_being_overwritten_offers_nothing() -> None:
     (a,) = ids(1)
     shard = ShardSlots(slots([3, 4]), (LoadExpert(a, 0, 0, 9),))
-    assert servable(a, shard, frozenset()) == {0: [4]}
-    assert servable(a, shard, frozenset({Exclusion(a, 0, 4)})) == {0: []}
+    offered = servable({a: shard}, frozenset(), n_experts=9)
+    assert np.argwhere(offered).tolist() == [[0, 0, 4]]
+    assert not servable({a: shard}, frozenset({Exclusion(a, 0, 4)}), n_experts=9).any()
 
 
 def test_experts_in_other_slots_than_the_targets_are_left_where_they_are() -> None:

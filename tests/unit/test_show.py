@@ -8,7 +8,7 @@ from deploy.ask import RunStatus
 from deploy.processes import ProcessId
 from deploy.records import RunRecord
 from deploy.show import compact, describe_held, size, status_json, status_text
-from services.messages import ControllerStatus, ShardStatus
+from services.messages import ControllerStatus, DecisionStatus, ShardStatus
 from services.ray_session import DeploymentState
 
 MIB = 1024**2
@@ -44,6 +44,9 @@ KNOWN = ControllerStatus(
         shard("b", ((4, 5), (5,)), loading=1, problem="disk is slow"),
     ),
     readers={"x": 7, "w": 6},
+    imbalance=1.25,
+    moves_left=3,
+    last_decision=DecisionStatus(12.3, "loads", True, "saves 900 rows", 5, 1.6, 1.2),
 )
 STATES = (
     DeploymentState("Controller", "HEALTHY", 1, ""),
@@ -61,6 +64,9 @@ def test_everything_known_is_shown() -> None:
         "ExpertShard: one is late",
         "",
         "table version 7, complete, redundancy 2",
+        "load: max/mean over shards 1.25 of the last seconds' rows, 3 moves under way",
+        "last decision, 12 s ago: accepted, cause: loads; saves 900 rows; 5 moves, "
+        "max/mean 1.60 -> 1.20",
         "",
         "shard  host      state      slots used  resident  weights   read       experts",
         "a      01234567  serving    8 of 8      3.00 GiB  96.0 MiB  192.0 MiB  0-3 of every layer",
@@ -96,10 +102,11 @@ def test_what_is_not_known_is_told_with_what_is() -> None:
 def test_incomplete_table_and_what_it_waits_for_are_told() -> None:
     known = ControllerStatus(0, False, 0, "shards: 0 of 2 have reported", (), {})
     text = status_text([RunStatus(RECORD, (), known)])
-    assert text.splitlines()[-1] == (
+    assert text.splitlines()[-2:] == [
         "table version 0, INCOMPLETE: some experts have no replica, redundancy 0, "
-        "waiting for shards: 0 of 2 have reported"
-    )
+        "waiting for shards: 0 of 2 have reported",
+        "load: no traffic, no moves under way",
+    ]
 
 
 def test_programs_get_all_of_it() -> None:

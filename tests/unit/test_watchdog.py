@@ -3,7 +3,6 @@
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,14 +22,6 @@ with obeyed_within(0.1, lambda signum: os._exit(128 + signum)):
     print("up", flush=True)
     c.pthread_mutex_lock(mutex)
 """
-
-
-@pytest.fixture
-def handlers() -> Iterator[None]:
-    before = {signum: signal.getsignal(signum) for signum in (2, 15, 1)}
-    yield
-    for signum, handler in before.items():
-        signal.signal(signum, handler)
 
 
 def test_deaf_main_thread_is_ended_by_force() -> None:

@@ -1,0 +1,120 @@
+"""The two that are compared: unmodified vLLM's server, and ExpertMesh by its command line.
+
+Both get the same checkpoint, type, cores, limits and cache, on this machine's loopback.
+"""
+
+import json
+import os
+import socket
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from deploy.bench.servers import Launch
+from services.attention.engine_args import cpu_engine_args
+from services.checkpoint import read_checkpoint
+
+ROOT = Path(__file__).parents[2]
+LOOPBACK = "127.0.0.1"
+SERVED_NAME = "bench"
+VLLM, EXPERTMESH = "vLLM", "ExpertMesh"
+SIDES = (VLLM, EXPERTMESH)
+
+ENVIRONMENT = {
+    "PYTHONUNBUFFERED": "1",
+    "VLLM_HOST_IP": LOOPBACK,
+    "GLOO_SOCKET_IFNAME": "lo",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSetup:
+    """What both sides are given, and how ExpertMesh spreads it."""
+
+    dtype: str
+    max_model_len: int  # tokens
+    max_num_seqs: int
+    kv_cache_gib: float
+    shards: int
+    redundancy: int
+    settings: tuple[str, ...] = ()  # KEY=VALUE, of ExpertMesh alone
+
+
+def launch_of(side: str, setup: EngineSetup, checkpoint: Path) -> Launch:
+    """How to start one side on a port that is free now."""
+    port = free_port()
+    words = vllm_words(setup, checkpoint) if side == VLLM else expertmesh_words(setup, checkpoint)
+    environment = {**os.environ, **ENVIRONMENT}
+    if side == VLLM:
+        environment |= vllm_environment(os.sched_getaffinity(0))
+    return Launch(
+        words=(sys.executable, "-m", *words, "--port", str(port)),
+        environment=environment,
+        folder=ROOT,
+        url=f"http://{LOOPBACK}:{port}",
+        model=SERVED_NAME,
+    )
+
+
+def vllm_environment(cores: set[int]) -> Mapping[str, str]:
+    """All cores for its kernels, and no plugin, ours included."""
+    return {
+        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, sorted(cores))),
+        "VLLM_PLUGINS": "",
+    }
+
+
+def vllm_words(setup: EngineSetup, checkpoint: Path) -> tuple[str, ...]:
+    """vLLM's own server, run eagerly as an attention replica is."""
+    extra = cpu_engine_args(read_checkpoint(checkpoint).config)
+    options = {
+        "model": str(checkpoint),
+        "served-model-name": SERVED_NAME,
+        "host": LOOPBACK,
+        "dtype": setup.dtype,
+        "max-model-len": str(setup.max_model_len),
+        "max-num-seqs": str(setup.max_num_seqs),
+        "max-num-batched-tokens": str(batched_tokens(setup)),
+        "kv-cache-memory-bytes": str(round(setup.kv_cache_gib * 2**30)),
+        **{name.replace("_", "-"): json.dumps(value) for name, value in extra.items()},
+    }
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    flags = ("--enforce-eager", "--no-enable-prefix-caching")
+    return ("vllm.entrypoints.openai.api_server", *words, *flags)
+
+
+def expertmesh_words(setup: EngineSetup, checkpoint: Path) -> tuple[str, ...]:
+    """`python -m deploy up`, under a name of its own."""
+    settings = {
+        "name": deployment_name(),
+        "model.name": SERVED_NAME,
+        "model.dtype": setup.dtype,
+        "model.max_model_len": setup.max_model_len,
+        "attention.max_num_seqs": setup.max_num_seqs,
+        "attention.max_num_batched_tokens": batched_tokens(setup),
+        "attention.kv_cache_gib": setup.kv_cache_gib,
+        "attention.engine_args.enable_prefix_caching": "false",
+        "pool.shards": setup.shards,
+        "pool.redundancy": setup.redundancy,
+    }
+    pairs = [*(f"{key}={value}" for key, value in settings.items()), *setup.settings]
+    return ("deploy", "up", "--model", str(checkpoint), *(w for p in pairs for w in ("--set", p)))
+
+
+def deployment_name() -> str:
+    """No other deployment of this user has it."""
+    return f"bench-{os.getpid()}"
+
+
+def batched_tokens(setup: EngineSetup) -> int:
+    """Tokens of one engine step: room for two prompts, as the defaults of the two differ."""
+    return max(2 * setup.max_model_len, setup.max_num_seqs)
+
+
+def free_port() -> int:
+    """A port on loopback that nobody listens on at the moment."""
+    with socket.create_server((LOOPBACK, 0)) as free:
+        return int(free.getsockname()[1])

@@ -1,0 +1,120 @@
+"""`bench throughput`: unmodified vLLM's server and ExpertMesh in turn, A B A B, on the same work.
+
+One server runs at a time, because they share the cores. What is known so far is written after
+each of them.
+"""
+
+import asyncio
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from deploy.bench.load import Prompt, Stream, closed_loop
+from deploy.bench.measure import Measurement, RoundId, measure
+from deploy.bench.report import Circumstances, write_json
+from deploy.bench.servers import Server, running
+from deploy.bench.sides import SIDES, launch_of
+from deploy.bench.throughput_report import (
+    Model,
+    ThroughputOptions,
+    ThroughputReport,
+    report_of,
+    told,
+)
+from deploy.bench.usage import cpu_between, look_at_cpu, resident_bytes
+from deploy.progress import Progress
+from services.checkpoint import read_checkpoint
+
+WARM_UP_REQUESTS = 2  # of each client, before a round counts
+WARM_UP_TOKENS = 8
+
+
+class ThroughputRun:
+    """One run of the benchmark, and what it has measured so far."""
+
+    def __init__(
+        self, options: ThroughputOptions, around: Circumstances, progress: Progress
+    ) -> None:
+        self._options = options
+        self._around = around
+        self._progress = progress
+        self._measurements: list[Measurement] = []
+
+    def run(self) -> ThroughputReport:
+        """Measure everything. Raises EngineError if a server does not start or answers nothing."""
+        self._write(is_complete=False)
+        with tempfile.TemporaryDirectory(prefix="expertmesh-bench-") as logs:
+            for model in self._options.models:
+                for pair in range(1, self._options.pairs + 1):
+                    for side in SIDES:
+                        self._measure_server(model, pair, side, Path(logs) / f"{side}.log")
+                        self._write(is_complete=False)
+        return self._write(is_complete=True)
+
+    def _measure_server(self, model: Model, pair: int, side: str, log: Path) -> None:
+        options, progress = self._options, self._progress
+        title = f"{model.name}, pair {pair} of {options.pairs}, {side}"
+        with running(launch_of(side, options.engine, model.folder), log) as server:
+            try:
+                with progress.step(f"{title}: starting"):
+                    server.wait_until_ready()
+                for clients in options.clients:
+                    which = RoundId(model.name, side, pair, clients)
+                    with progress.step(f"{title}: {clients} clients"):
+                        one = asyncio.run(self._round(which, model.folder, server))
+                    self._measurements.append(one)
+                    progress.say(told(one))
+            finally:
+                progress.say(f"{title}: stopping")
+
+    async def _round(self, which: RoundId, folder: Path, server: Server) -> Measurement:
+        """Warm up, then measure one number of clients."""
+        options, clients = self._options, which.clients
+        count = max(options.requests, options.requests_per_client * clients)
+        prompts = random_prompts(
+            vocabulary_of(folder), count=count, tokens=options.prompt_tokens, seed=options.seed
+        )
+
+        async def send(requests: int, max_tokens: int) -> list[Stream]:
+            return await closed_loop(
+                server.launch.url,
+                model=server.launch.model,
+                prompts=prompts,
+                clients=clients,
+                max_tokens=max_tokens,
+                requests=requests,
+            )
+
+        await send(WARM_UP_REQUESTS * clients, min(WARM_UP_TOKENS, options.max_tokens))
+        before = look_at_cpu(server.process)
+        streams = await send(count, options.max_tokens)
+        used = cpu_between(before, look_at_cpu(server.process))
+        return measure(
+            which,
+            streams,
+            resident_bytes=resident_bytes(server.process),
+            cpu=used,
+            start_s=server.start_s,
+        )
+
+    def _write(self, *, is_complete: bool) -> ThroughputReport:
+        report = report_of(self._options, self._around, self._measurements, is_complete=is_complete)
+        write_json(self._options.json_file, report)
+        return report
+
+
+def vocabulary_of(folder: Path) -> int:
+    """How many token ids the model has."""
+    config = read_checkpoint(folder).config
+    return int(config.get("text_config", config)["vocab_size"])
+
+
+def random_prompts(vocabulary: int, *, count: int, tokens: int, seed: int) -> list[Prompt]:
+    """`count` prompts of `tokens` ids from the middle half of the vocabulary.
+
+    Special tokens lie at its two ends.
+    """
+    low, high = vocabulary // 4, 3 * vocabulary // 4
+    ids = np.random.default_rng(seed).integers(low, high, (count, tokens))
+    return [[int(each) for each in row] for row in ids]

@@ -1,0 +1,1 @@
+"""ExpertMesh on Kubernetes: the application that a RayService names, and manifests for a model."""

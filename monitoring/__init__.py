@@ -1,0 +1,1 @@
+"""What is measured: metrics, totals over processes, Prometheus and Grafana files."""

@@ -1,0 +1,170 @@
+"""One layer of one step while its rows are away: what the link reports drives the exchange."""
+
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from router.errors import PeerLost, RoutingError
+from router.exchange import LayerExchange, SendRows
+from router.table import ShardId
+from services.transport.base import Answered, RowsAnswer, RowsRefusal, RowsRequest
+
+if TYPE_CHECKING:
+    from services.attention.remote_pool import RemotePool
+
+STRANDED_POLL_S = 0.02
+RETRY_REFUSED_S = 1.0  # a shard that refused for another reason than its slots may take them now
+
+
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32}
+
+
+def as_bits(rows: torch.Tensor) -> NDArray[np.signedinteger]:
+    """rows [N, H] on the CPU as whole numbers that share their memory; numpy has no bfloat16."""
+    return rows.view(_BITS[rows.dtype.itemsize]).numpy()
+
+
+class LayerStep:
+    """Sends, waits, sends again, until every pair is answered."""
+
+    def __init__(
+        self,
+        pool: "RemotePool",
+        exchange: LayerExchange,
+        layer: int,
+        rows: torch.Tensor,
+        answers: torch.Tensor,
+    ) -> None:
+        """rows: [T, H] what is sent; answers: [T * K, H] where answers go, both on the CPU."""
+        self._pool = pool
+        self._exchange = exchange
+        self._layer = layer
+        self._rows = rows
+        self._answers = answers
+        self._sent_s: dict[ShardId, float] = {}
+        self._retried_s = time.monotonic()
+        self.answered: list[tuple[SendRows, RowsAnswer]] = []
+
+    def send(self, sends: tuple[SendRows, ...]) -> None:
+        """Send rows; what cannot be sent counts as lost at once."""
+        traffic = self._pool.traffic
+        for send in sends:
+            rows, sent = send.rows, self._rows
+            if rows.tokens.size < sent.shape[0]:
+                sent = sent.index_select(0, torch.from_numpy(rows.tokens))
+            request = RowsRequest(send.number, self._layer, sent, rows.pair_rows, rows.pair_experts)
+            self._sent_s[send.shard_id] = time.monotonic()
+            traffic.sends += 1
+            traffic.rows_sent += sent.shape[0]
+            traffic.bytes_sent += sent.nbytes
+            try:
+                self._pool.link.send(send.shard_id, request)
+            except PeerLost as error:
+                self._lost(send.shard_id, str(error))
+
+    def finish(self, *, is_patient: bool = True) -> None:
+        """Return when every pair is answered. Raises RoutingError if experts stay away.
+
+        is_patient: False returns without those that no live shard answers.
+        """
+        while not self._exchange.is_done:
+            if self._exchange.stranded_experts:
+                if is_patient:
+                    self._seek_stranded()
+                elif not self._exchange.waiting_for:
+                    return
+            for event in self._pool.link.receive(self._patience_s()):
+                if isinstance(event, Answered):
+                    self._on_answer(event.shard_id, event.answer)
+                elif event.is_wrong:
+                    self._wrong(event.shard_id, event.reason)
+                else:
+                    self._lost(event.shard_id, event.reason)
+            self._check_deadlines()
+
+    def _patience_s(self) -> float:
+        if self._exchange.stranded_experts:
+            return STRANDED_POLL_S
+        waiting = [self._sent_s[s] for s in self._exchange.waiting_for]
+        deadline_s = min(waiting, default=0.0) + self._pool.settings.reply_timeout_s
+        return max(0.0, deadline_s - time.monotonic()) + 0.001
+
+    def _on_answer(self, shard_id: ShardId, answer: RowsAnswer | RowsRefusal) -> None:
+        if isinstance(answer, RowsRefusal):
+            self._pool.note_refused(shard_id, answer.reason)
+            self._resend(self._exchange.on_refused(answer.number, shard_id))
+            return
+        send = self._exchange.expects(answer.number, shard_id)
+        if send is None:
+            if answer.number > self._pool.numbers.last:
+                self._wrong(shard_id, f"answered number {answer.number}, which was never sent")
+            self._pool.traffic.late_answers += 1
+            return
+        positions = send.rows.pair_positions
+        wanted = (positions.size, self._answers.shape[1])
+        if answer.rows.shape != wanted or answer.rows.dtype != self._answers.dtype:
+            got = f"{list(answer.rows.shape)} {answer.rows.dtype}"
+            self._wrong(shard_id, f"answered {got} to {list(wanted)} {self._answers.dtype}")
+            return
+        self._exchange.on_answer(answer.number)
+        as_bits(self._answers)[positions] = as_bits(answer.rows)
+        self.answered.append((send, answer))
+        traffic = self._pool.traffic
+        traffic.rows_returned += positions.size
+        traffic.bytes_returned += answer.rows.nbytes
+        traffic.row_s += positions.size * (time.monotonic() - self._sent_s[shard_id])
+
+    def times(self, n_shards: int) -> NDArray[np.float64]:
+        """[2, S]: seconds that each shard queued and computed, rows that it answered."""
+        times = np.zeros((2, n_shards))
+        for send, answer in self.answered:
+            times[0, send.rows.shard] += (answer.waited_us + answer.computed_us) * 1e-6
+            times[1, send.rows.shard] += answer.rows.shape[0]
+        return times
+
+    def slowest(self) -> tuple[float, float]:
+        """Seconds that the shard which took longest has queued and computed."""
+        taken = [(a.waited_us + a.computed_us, a.computed_us) for _, a in self.answered]
+        total_us, computed_us = max(taken, default=(0, 0))
+        return (total_us - computed_us) * 1e-6, computed_us * 1e-6
+
+    def _lost(self, shard_id: ShardId, reason: str) -> None:
+        self._pool.lose(shard_id, reason)
+        self._resend(self._exchange.on_lost(shard_id))
+
+    def _wrong(self, shard_id: ShardId, reason: str) -> None:
+        self._pool.lose(shard_id, reason, is_wrong=True)
+        self._resend(self._exchange.on_lost(shard_id))
+
+    def _resend(self, sends: tuple[SendRows, ...]) -> None:
+        self._pool.traffic.resends += len(sends)
+        self.send(sends)
+
+    def _check_deadlines(self) -> None:
+        limit_s = self._pool.settings.reply_timeout_s
+        now_s = time.monotonic()
+        for shard_id in self._exchange.waiting_for:
+            if now_s - self._sent_s[shard_id] > limit_s:
+                self._lost(shard_id, f"no answer within {limit_s} s")
+
+    def _seek_stranded(self) -> None:
+        limit_s = self._pool.settings.give_up_s
+        experts = list(self._exchange.stranded_experts)
+        what = f"layer {self._layer}: no live shard holds experts {experts}"
+        self._pool.note_stranded(what)
+        now_s = time.monotonic()
+        waited_s = now_s - (self._pool.stranded_since_s or now_s)
+        table = self._pool.adopt_newer()
+        if table is not None:
+            self._resend(self._exchange.on_table(table, dead=self._pool.dead))
+        elif self._exchange.has_refused and now_s - self._retried_s > RETRY_REFUSED_S:
+            self._retried_s = now_s
+            self._resend(self._exchange.retry_refused())
+        elif waited_s > limit_s:
+            raise RoutingError(
+                f"{what}; waited {waited_s:.0f} s, the limit is {limit_s:g} s (240 s, or four "
+                "times router.lost_expert_deadline_s). Look at `python -m deploy status`"
+            )

@@ -1,0 +1,107 @@
+"""The gateway's Serve deployment: `Front`, and what ties it to the cluster."""
+
+import asyncio
+import logging
+from dataclasses import asdict
+from typing import Any
+
+from fastapi import FastAPI, Request
+from ray import serve
+from ray.serve.deployment import Application
+from ray.serve.handle import DeploymentHandle
+from starlette.responses import JSONResponse, Response
+
+from router.errors import CapacityError, EngineError
+from services.cluster import ControllerClient, replica_name
+from services.config import DeploymentConfig
+from services.gateway.ask import ask_through
+from services.gateway.errors import Refusal
+from services.gateway.front import Front
+from services.gateway.settings import gateway_settings
+from services.lifecycle import end_with_parent
+from services.live.feed import LiveFeed
+from services.live.page import page_routes
+from services.logs import log_to_stderr
+from services.metrics_endpoint import MetricsEndpoint
+
+log = logging.getLogger(__name__)
+
+METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+
+
+class Gateway:
+    """One gateway. Binding the pool and the controller makes them part of the application."""
+
+    def __init__(
+        self,
+        config: DeploymentConfig,
+        *,
+        attention: DeploymentHandle,
+        controller: DeploymentHandle,
+        pool: DeploymentHandle,
+    ) -> None:
+        end_with_parent()
+        log_to_stderr()
+        self._config = config
+        self._attention = attention
+        self._bound = (controller, pool)
+        self._controller = ControllerClient(config.name)
+        self._id = replica_name()
+        metrics = MetricsEndpoint(self._controller, per_expert=config.monitoring.per_expert)
+        feed = LiveFeed(self._controller, lambda: self._front.admission.is_closing)
+        own = {
+            "/openapi.json": self._openapi,
+            "/metrics": metrics.answer,
+            "/admin/status": self._status,
+            "/admin/rebalance": self._rebalance,
+            **page_routes(feed),
+        }
+        self._front = Front(gateway_settings(config), ask_through(attention), own)
+        self._following = asyncio.get_running_loop().create_task(self._follow(), name="follow")
+
+    async def any(self, request: Request) -> Response:
+        """Every request."""
+        return await self._front.answer(request)
+
+    async def check_health(self) -> None:
+        """Serve restarts the gateway when this raises."""
+        if self._following.done():
+            raise EngineError(f"the gateway's clock stopped: {self._following.exception()!r}")
+
+    async def _follow(self) -> None:
+        loop, interval_s = asyncio.get_running_loop(), self._config.controller.report_interval_s
+        while True:
+            try:
+                news = await self._controller.hear_gateway(self._front.report(self._id))
+                self._front.hear(news, loop.time())
+            except Exception as error:  # the controller may be away; traffic goes on as it was
+                log.warning("controller not reached: %s", error)
+            await asyncio.sleep(interval_s)
+
+    async def _openapi(self, request: Request) -> Response:
+        return JSONResponse(await self._attention.describe.remote())
+
+    async def _status(self, request: Request) -> Response:
+        status = await self._controller.status()
+        return JSONResponse(asdict(status))
+
+    async def _rebalance(self, request: Request) -> Response:
+        try:
+            return JSONResponse(asdict(await self._controller.rebalance()))
+        except CapacityError as error:
+            raise Refusal(503, str(error), retry_after_s=5) from error
+
+
+def build_gateway(
+    config: DeploymentConfig,
+    *,
+    attention: Application,
+    controller: Application,
+    pool: Application,
+    options: dict[str, Any],
+) -> Application:
+    """The application's ingress: one route for all paths, so that every request is looked at."""
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app.api_route("/{path:path}", methods=METHODS)(Gateway.any)
+    deployment = serve.deployment(serve.ingress(app)(Gateway), name="Gateway", **options)
+    return deployment.bind(config, attention=attention, controller=controller, pool=pool)

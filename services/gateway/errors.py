@@ -1,0 +1,37 @@
+"""What a gateway says no with."""
+
+from collections.abc import Mapping
+
+from starlette.responses import Response
+
+from services.errors import error_body
+
+
+class Refusal(Exception):
+    """A request that is answered with an error. The message says what, the limit, what to do."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.param = param
+        self.headers = dict(headers or {})
+        if retry_after_s is not None:
+            self.headers["retry-after"] = str(max(1, round(retry_after_s)))
+
+    def response(self) -> Response:
+        """In the shape that OpenAI's clients read."""
+        return Response(
+            error_body(self.status, self.message, self.param),
+            self.status,
+            headers=self.headers,
+            media_type="application/json",
+        )

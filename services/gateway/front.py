@@ -1,0 +1,182 @@
+"""The order in which a request is looked at: route, key, readiness, body, limits; then relayed."""
+
+import logging
+import re
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+
+from monitoring.meter import Meter
+from services.gateway.admission import Admission
+from services.gateway.body import parse_body, read_body
+from services.gateway.errors import Refusal
+from services.gateway.keys import Key, Keys
+from services.gateway.limits import Limiter
+from services.gateway.relay import Ask
+from services.gateway.relayed_response import Job, RelayedResponse
+from services.gateway.routes import Route, find_route
+from services.gateway.settings import GatewaySettings
+from services.messages import GatewayNews, GatewayReport
+from services.relayed import RelayedRequest
+
+log = logging.getLogger(__name__)
+
+NOT_READY_RETRY_S = 5.0
+MAX_HEADERS = 100
+MAX_HEADER_BYTES = 32_768
+CLIENT_ID = re.compile(r"^[A-Za-z0-9._:-]{1,128}$")
+TIMEOUT_HEADER = "x-request-timeout"
+
+Own = Callable[[Request], Awaitable[Response]]
+
+
+def check_headers(headers: Sequence[tuple[bytes, bytes]]) -> None:
+    """Serve's proxy has no limit of its own. Raises Refusal: 431."""
+    size = sum(len(name) + len(value) for name, value in headers)
+    if len(headers) > MAX_HEADERS or size > MAX_HEADER_BYTES:
+        raise Refusal(
+            431,
+            f"{len(headers)} headers of {size} bytes; the limits are {MAX_HEADERS} and "
+            f"{MAX_HEADER_BYTES}. Send fewer.",
+        )
+
+
+class Front:
+    """One gateway without the cluster; everything that it needs of that is given."""
+
+    def __init__(self, settings: GatewaySettings, ask: Ask, own: Mapping[str, Own]) -> None:
+        """own: path → what answers it here."""
+        self.settings = settings
+        self.keys = Keys(settings.keys_file)
+        self.limiter = Limiter(settings.key_limits)
+        self.admission = Admission(
+            max_running=settings.ongoing_per_engine,
+            max_waiting=settings.max_waiting,
+            max_wait_s=settings.max_wait_s,
+        )
+        self.meter = Meter()
+        self.ask = ask
+        self._own = {"/health": self._health, "/ready": self._ready, **own}
+        self._news = GatewayNews(problem="the controller has not answered yet")
+
+    async def answer(self, request: Request) -> Response:
+        """One request. Raises nothing that a request can cause."""
+        started_s = time.monotonic()
+        path = request.scope["path"]
+        request_id = uuid.uuid4().hex
+        key_name, call = "-", None
+        try:
+            check_headers(request.scope["headers"])
+            route = find_route(request.method, path)
+            call = self.meter.began(route.meter) if route.is_relayed else None
+            key = self.keys.check(request.scope["headers"], route.scope)
+            key_name = key.name
+            if call is not None:
+                relayed, is_counted = await self._prepare(request, route, key, request_id)
+                response: Response = RelayedResponse(self, Job(relayed, key, is_counted, call))
+            else:
+                response = await self._own[path](request)
+        except (Refusal, ClientDisconnect) as error:
+            refusal = error if isinstance(error, Refusal) else Refusal(400, "the client left.")
+            response = refusal.response()
+            if call is not None:
+                is_gone = isinstance(error, ClientDisconnect)
+                call.ended("cancelled" if is_gone else Meter.outcome_of(refusal.status))
+        theirs = request.headers.get("x-request-id", "")  # the client's, or Serve's
+        log.info(
+            "request: request_id=%s client_request_id=%s key=%s method=%s path=%r status=%s "
+            "prepared_ms=%.1f",
+            request_id,
+            theirs if CLIENT_ID.match(theirs) else "-",
+            key_name,
+            request.method,
+            path[:100],
+            response.status_code,
+            1000 * (time.monotonic() - started_s),
+        )
+        return response
+
+    def hear(self, news: GatewayNews, now_s: float) -> None:
+        """What the controller says."""
+        self._news = news
+        room = max(1, news.engines) * self.settings.ongoing_per_engine
+        self.admission.max_running = -(-room // max(1, news.gateways))
+        self.admission.is_closing = news.is_closing
+        self.admission.let_in()
+        self.limiter.learn(news.others, self.keys.by_name(), now_s)
+        self.keys.reread()
+
+    def report(self, gateway_id: str) -> GatewayReport:
+        """What the controller is told."""
+        return GatewayReport(
+            gateway_id,
+            self.limiter.totals(),
+            self.meter.account(gateway_id, self.admission.waiting),
+            self.admission.running,
+            self.admission.waiting,
+        )
+
+    async def _prepare(
+        self, request: Request, route: Route, key: Key, request_id: str
+    ) -> tuple[RelayedRequest, bool]:
+        """What to relay, and whether it counts against the key's limits. Raises Refusal."""
+        timeout_s = self._timeout_s(request)
+        if self._news.problem:
+            raise self._not_ready()
+        body, settings = b"", self.settings
+        if request.method == "POST":
+            content_type = request.headers.get("content-type", "")
+            if content_type.split(";")[0].strip().lower() != "application/json":
+                raise Refusal(
+                    415,
+                    f"Content-Type is {content_type[:80]!r}; send the body as JSON with "
+                    "Content-Type: application/json.",
+                )
+            body = await read_body(
+                request, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s
+            )
+            parse_body(body, max_n=settings.max_n, max_output_tokens=settings.max_output_tokens)
+        relayed = RelayedRequest(
+            request_id=request_id,
+            method=request.method,
+            path=request.scope["path"],
+            query=request.scope["query_string"],
+            body=body,
+            content_type="application/json" if body else "",
+            expires_s=time.time() + timeout_s,
+            max_prompt_tokens=settings.max_prompt_tokens,
+        )
+        if route.generates:
+            self.limiter.admit(key, time.monotonic())
+        return relayed, route.generates
+
+    def _timeout_s(self, request: Request) -> float:
+        limit_s = self.settings.request_timeout_s
+        asked = request.headers.get(TIMEOUT_HEADER)
+        if asked is None:
+            return limit_s
+        try:
+            timeout_s = float(asked)
+        except ValueError:
+            timeout_s = -1.0
+        if not 0 < timeout_s < float("inf"):
+            raise Refusal(
+                400, f"{TIMEOUT_HEADER} is {asked[:40]!r}; send a number of seconds above 0."
+            )
+        return min(timeout_s, limit_s)
+
+    def _not_ready(self) -> Refusal:
+        return Refusal(503, f"not ready: {self._news.problem}.", retry_after_s=NOT_READY_RETRY_S)
+
+    async def _health(self, request: Request) -> Response:
+        return JSONResponse({"status": "alive"})
+
+    async def _ready(self, request: Request) -> Response:
+        if self.admission.is_closing:
+            raise Refusal(503, "not ready: stopping.", retry_after_s=NOT_READY_RETRY_S)
+        if self._news.problem:
+            raise self._not_ready()
+        return JSONResponse({"status": "ready", "engines": self._news.engines})

@@ -1,0 +1,127 @@
+"""The answer to a relayed request: waits its turn, streams, and ends with whoever leaves."""
+
+import asyncio
+import logging
+import time
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from monitoring.meter import Call, Meter
+from router.errors import CapacityError, PlatformError
+from services.errors import error_body, error_event
+from services.gateway.errors import Refusal
+from services.gateway.keys import Key
+from services.gateway.relay import relay
+from services.relayed import Head, Part, RelayedRequest
+
+if TYPE_CHECKING:
+    from services.gateway.front import Front
+
+log = logging.getLogger(__name__)
+
+ERROR_EVENT = b'data: {"error"'  # with which a stream that cannot go on ends
+KEPT = (b"content-type", b"retry-after", b"allow")
+"""Of the replica's headers; the others speak of its side of the relay."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One request on its way. is_counted: against the key's limits."""
+
+    request: RelayedRequest
+    key: Key
+    is_counted: bool
+    call: Call  # the account that the meter keeps of it
+
+
+class RelayedResponse(Response):
+    """Its status is known only when the replica has answered."""
+
+    def __init__(self, front: "Front", job: Job) -> None:
+        super().__init__()
+        self._front = front
+        self._job = job
+        self._has_begun = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI. A client that leaves ends the request in the engine."""
+        work = asyncio.create_task(self._answer(send))
+        left = asyncio.create_task(_disconnected(receive))
+        try:
+            await asyncio.wait({work, left}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            left.cancel()
+            self._job.call.ended("cancelled")  # unless it has ended
+            if not work.done():
+                log.info("client left: request_id=%s", self._job.request.request_id)
+                work.cancel()
+            with suppress(asyncio.CancelledError):
+                await work
+
+    async def _answer(self, send: Send) -> None:
+        job, front = self._job, self._front
+        used = 0
+        try:
+            left_s = job.request.expires_s - time.time()
+            async with (
+                asyncio.timeout(left_s),
+                front.admission.enter(job.key.name),
+                aclosing(relay(job.request, front.ask, front.meter.took_over)) as answers,
+            ):
+                async for answer in answers:
+                    if isinstance(answer, Head):
+                        await self._begin(send, answer)
+                        continue
+                    tokens = answer.prompt_tokens + answer.output_tokens
+                    if job.is_counted and tokens > used:
+                        front.limiter.used(job.key, tokens - used)
+                        used = tokens
+                    if answer.output_tokens:
+                        job.call.first_token()
+                    await self._send(send, answer)
+            await self._end(send, b"")
+            job.call.ended(Meter.outcome_of(self.status_code))
+        except TimeoutError:
+            await self._refuse(send, Refusal(504, "the request's time is over."))
+        except Refusal as refusal:
+            await self._refuse(send, refusal)
+        except CapacityError as error:
+            await self._refuse(send, Refusal(503, f"{error}", retry_after_s=1))
+        except PlatformError as error:
+            log.error("request lost: request_id=%s %s", job.request.request_id, error)
+            await self._refuse(send, Refusal(502, f"{error}", retry_after_s=1))
+        finally:
+            if job.is_counted:
+                front.limiter.ended(job.key)
+
+    async def _begin(self, send: Send, head: Head) -> None:
+        self._has_begun, self.status_code = True, head.status
+        kept = [(name, value) for name, value in head.headers if name.lower() in KEPT]
+        await send({"type": "http.response.start", "status": head.status, "headers": kept})
+
+    async def _send(self, send: Send, part: Part) -> None:
+        if part.body.startswith(ERROR_EVENT):
+            self._job.call.ended("server_error")
+        await send({"type": "http.response.body", "body": part.body, "more_body": True})
+
+    async def _end(self, send: Send, body: bytes) -> None:
+        await send({"type": "http.response.body", "body": body, "more_body": False})
+
+    async def _refuse(self, send: Send, refusal: Refusal) -> None:
+        self._job.call.ended(Meter.outcome_of(refusal.status))
+        if self._has_begun:
+            await self._end(send, error_event(refusal.status, refusal.message))
+            return
+        headers = [(name.encode(), value.encode()) for name, value in refusal.headers.items()]
+        headers.append((b"content-type", b"application/json"))
+        await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
+        await self._end(send, error_body(refusal.status, refusal.message, refusal.param))
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,80 @@
+"""Two attention replicas: one is killed under load, and nobody's stream breaks."""
+
+import asyncio
+import os
+import signal
+import time
+
+import httpx
+import pytest
+
+from deploy.bench.load import Stream, open_client, stream_one
+from deploy.bench.throughput_words import RANDOM_MODEL
+from deploy.random_model import build_random_model
+from tests.cluster.conftest import Application, Applications
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
+
+MODEL = "bench-model"
+TOKENS = 300
+STREAMS = 6
+TAKEOVERS = "expertmesh_takeovers_total{"
+
+
+@pytest.fixture
+def two(applications: Applications) -> Application:
+    """A random model, two attention replicas that share two shards."""
+    build_random_model(RANDOM_MODEL, seed=0, progress=print)
+    return applications.running(
+        "model.dtype=float32", "attention.replicas=2", "attention.kv_cache_gib=0.25",
+        model=RANDOM_MODEL,
+    )  # fmt: skip
+
+
+def one_of_two(application: Application, title: str) -> int:
+    """A process of one of two replicas; waits until both are there."""
+    while httpx.get(f"{application.url}/ready").json().get("engines") != 2:
+        time.sleep(1)
+    found = application.processes(title)
+    assert len(found) == 2, found
+    return found[0]
+
+
+def takeovers(application: Application) -> float:
+    """Requests that gateways have taken over from dead replicas."""
+    time.sleep(1.5)  # two reports
+    lines = httpx.get(f"{application.url}/metrics").text.splitlines()
+    return sum(float(one.split()[-1]) for one in lines if one.startswith(TAKEOVERS))
+
+
+def stream_all(application: Application, *, killing: int | None = None) -> list[Stream]:
+    """All streams at once; a process killed when each has some tokens."""
+
+    async def run() -> list[Stream]:
+        async with open_client(application.url, clients=STREAMS) as client:
+            tasks = [
+                asyncio.create_task(
+                    stream_one(
+                        client, model=MODEL, prompt=f"Story {n}. Once upon", max_tokens=TOKENS
+                    )
+                )
+                for n in range(STREAMS)
+            ]
+            if killing is not None:
+                await asyncio.sleep(1)
+                os.kill(killing, signal.SIGKILL)
+            return await asyncio.gather(*tasks)
+
+    return asyncio.run(run())
+
+
+def test_streams_go_on_when_their_replica_or_its_engine_is_killed(two: Application) -> None:
+    calm = stream_all(two)
+    assert [stream.error for stream in calm] == [""] * STREAMS
+    for title in (":AttentionServer", "VLLM::EngineCore"):
+        doomed, taken_over = one_of_two(two, title), takeovers(two)
+        disturbed = stream_all(two, killing=doomed)
+        assert [stream.error for stream in disturbed] == [""] * STREAMS
+        assert takeovers(two) > taken_over, "the one that was killed had no stream"
+        same = sum(a.text == b.text for a, b in zip(calm, disturbed, strict=True))
+        print(f"{title}: {same} of {STREAMS} texts as undisturbed")
