@@ -15,6 +15,7 @@ from monitoring.snapshot import Snapshot
 from router.control import Orders
 from router.errors import CheckpointError, PlatformError, RoutingError
 from services.checkpoint import read_checkpoint
+from services.config import DeploymentConfig
 from services.messages import (
     AttentionOrders,
     AttentionReport,
@@ -46,6 +47,13 @@ def node_ip() -> str:
     import ray
 
     return cast(str, ray.util.get_node_ip_address())
+
+
+def tcp_host(config: DeploymentConfig) -> str:
+    """Where this process listens for other hosts; empty: nowhere."""
+    mode, ip = config.transport.mode, node_ip()
+    is_open = mode == "tcp" or (mode == "auto" and not ip.startswith("127."))
+    return ip if is_open else ""
 
 
 def check_checkpoint_here(folder: Path) -> None:

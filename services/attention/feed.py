@@ -209,4 +209,4 @@ def _unpack_array(packed: dict[str, Any]) -> NDArray[Any]:
 def _unpack_keys(packed: dict[str, Any] | None) -> DataPlaneKeys | None:
     if packed is None:
         return None
-    return DataPlaneKeys(KeyPair(**packed["shard"]), KeyPair(**packed["attention"]))
+    return DataPlaneKeys(**{role: KeyPair(**pair) for role, pair in packed.items()})

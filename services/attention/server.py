@@ -8,7 +8,6 @@ import asyncio
 import logging
 import multiprocessing
 import os
-from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
@@ -17,9 +16,10 @@ from ray.serve.llm.deployment import LLMServer
 
 from router.choose import Policy
 from services import autoscaling
+from services.answers import AnswerLine, ReplyTo
 from services.attention.engine import OneProcessEngine, check_engine, engine_is_dead
 from services.attention.follower import ControllerFollower
-from services.attention.serving import Answer, Routes
+from services.attention.serving import Routes
 from services.attention.settings import RemoteSettings
 from services.cluster import ControllerClient, check_checkpoint_here, node_name, replica_name
 from services.config import DeploymentConfig
@@ -47,11 +47,13 @@ class AttentionServer(LLMServer):
         check_checkpoint_here(config.model.folder)
         replica_id, controller = replica_name(), ControllerClient(app)
         endpoint = f"ipc://{run_dir(config) / f'feed-{replica_id[-16:]}'}"
+        keys = await controller.keys()
+        self._line = AnswerLine(host=node_name(), keys=keys)
         self._follower = ControllerFollower(
             replica_id,
             controller,
             endpoint=endpoint,
-            keys=await controller.keys(),
+            keys=keys,
             retry_s=config.controller.report_interval_s,
         )
         settings = RemoteSettings(
@@ -85,11 +87,17 @@ class AttentionServer(LLMServer):
         """Without the actor in which the base class keeps telemetry, which is off."""
         await self.engine.start()
 
-    async def answer(self, request: RelayedRequest) -> AsyncGenerator[Answer, None]:
-        """Run vLLM's routes on a request that a gateway relays; a head, then parts of the body."""
+    async def answer(self, request: RelayedRequest, reply_to: ReplyTo) -> int:
+        """Run vLLM's routes on a request that a gateway relays.
+
+        A head, then parts of the body go to the gateway; returns how many these are together.
+        """
+        n_pieces = 0
         async with aclosing(self._routes.answer(request)) as answers:
             async for answer in answers:
-                yield answer
+                self._line.send(reply_to, answer)
+                n_pieces += 1
+        return n_pieces
 
     async def describe(self) -> dict[str, Any]:
         """The OpenAPI description of the routes that gateways relay."""

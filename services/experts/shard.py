@@ -20,9 +20,9 @@ from services.cluster import (
     ControllerClient,
     check_checkpoint_here,
     is_ending,
-    node_ip,
     node_name,
     replica_name,
+    tcp_host,
 )
 from services.config import DeploymentConfig
 from services.experts.account import shard_account
@@ -36,7 +36,7 @@ from services.transport.keys import DataPlaneKeys
 
 log = logging.getLogger(__name__)
 
-IDLE_POLL_S = 0.05
+REST_POLL_S = 0.05
 ANSWER_S = 0.2  # for rows that are still here when nobody sends any more
 
 
@@ -53,6 +53,7 @@ class ExpertShard:
         self._shard_id = ShardId(f"{os.getpid()}-{replica_name()}")
         self._app, self._controller = app, ControllerClient(app)
         self._loading: dict[LoadExpert, None] = {}
+        self._has_orders = asyncio.Event()
         self._problem = ""
         self._expelled = ""
         self._rest_ratio = 0.0
@@ -83,14 +84,11 @@ class ExpertShard:
             trust_remote_code=config.model.trust_remote_code,
         )
         kernel = VllmKernel(engine, slots)
-        uses_tcp = config.transport.mode == "tcp" or (
-            config.transport.mode == "auto" and not node_ip().startswith("127.")
-        )
         port = SocketPort(
             self._shard_id,
             host=node_name(),
             run_dir=run_dir(config),
-            tcp_host=node_ip() if uses_tcp else "",
+            tcp_host=tcp_host(config),
             keys=keys,
         )
         self._n_experts = kernel.n_experts
@@ -103,6 +101,7 @@ class ExpertShard:
                 orders = await self._controller.report_shard(self._report())
                 for order in orders.loads:
                     self._loading.setdefault(order)
+                    self._has_orders.set()
                 self._rest_ratio = orders.rest_ratio
                 self._expelled = orders.expelled
                 self._wanted_shards, self._may_leave = orders.wanted_shards, orders.may_leave
@@ -137,9 +136,7 @@ class ExpertShard:
 
     async def _load_forever(self) -> None:
         while True:
-            if not self._loading:
-                await asyncio.sleep(IDLE_POLL_S)
-                continue
+            await self._has_orders.wait()
             orders = self._next_orders()
             before, started_s = self._worker.stats.rows, time.monotonic()
             try:
@@ -152,6 +149,8 @@ class ExpertShard:
                 await asyncio.sleep(self._config.controller.report_interval_s)
             for order in orders:
                 del self._loading[order]
+            if not self._loading:
+                self._has_orders.clear()
             if self._worker.stats.rows > before:  # it served meanwhile: rows go first
                 await self._rest(time.monotonic() - started_s)
 
@@ -159,8 +158,8 @@ class ExpertShard:
         """Leave the processor to the rows; orders that have become urgent end it."""
         rested_s = 0.0
         while rested_s < worked_s * self._rest_ratio:
-            await asyncio.sleep(IDLE_POLL_S)
-            rested_s += IDLE_POLL_S
+            await asyncio.sleep(REST_POLL_S)
+            rested_s += REST_POLL_S
 
     def _next_orders(self) -> list[LoadExpert]:
         """What to load now: a layer that holds nothing at once, else one expert."""

@@ -1,6 +1,7 @@
 """Asks attention replicas through a Serve handle; tells a death from an answer."""
 
-from contextlib import suppress
+from contextlib import aclosing, suppress
+from typing import cast
 
 from ray.exceptions import ObjectLostError, RayActorError, RayTaskError, WorkerCrashedError
 from ray.serve.exceptions import (
@@ -9,24 +10,27 @@ from ray.serve.exceptions import (
     ReplicaUnavailableError,
     RequestCancelledError,
 )
-from ray.serve.handle import DeploymentHandle
+from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from router.errors import CapacityError, EngineError, PeerLost, PlatformError
+from services.answers import AnswerDesk
 from services.gateway.relay import Answers, Ask
 from services.relayed import RelayedRequest
 
 DEATHS = (RayActorError, ObjectLostError, WorkerCrashedError, ReplicaUnavailableError)
 
 
-def ask_through(handle: DeploymentHandle) -> Ask:
-    """handle: of the attention deployment. Serve picks the replica."""
-    calls = handle.options(method_name="answer", stream=True)
+def ask_through(handle: DeploymentHandle, desk: AnswerDesk) -> Ask:
+    """handle: of the attention deployment. Serve picks the replica; pieces come to the desk."""
+    calls = handle.options(method_name="answer")
 
     async def ask(request: RelayedRequest) -> Answers:
-        answers = calls.remote(request)
+        call = desk.open()
+        response = calls.remote(request, call.reply_to)
         try:
-            async for answer in answers:
-                yield answer
+            async with aclosing(call.follow(_returned(response))) as answers:
+                async for answer in answers:
+                    yield answer
         except DEATHS as error:
             raise PeerLost(f"the attention replica died: {type(error).__name__}") from error
         except (BackPressureError, DeploymentUnavailableError) as error:
@@ -37,6 +41,10 @@ def ask_through(handle: DeploymentHandle) -> Ask:
             raise EngineError(f"the attention replica failed: {error.cause!r}") from error
         finally:
             with suppress(RequestCancelledError):
-                answers.cancel()
+                response.cancel()
 
     return ask
+
+
+async def _returned(response: DeploymentResponse) -> int:
+    return cast(int, await response)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from dataclasses import asdict
 from typing import Any
 
@@ -12,7 +13,8 @@ from ray.serve.handle import DeploymentHandle
 from starlette.responses import JSONResponse, Response
 
 from router.errors import CapacityError, EngineError
-from services.cluster import ControllerClient, replica_name
+from services.answers import AnswerDesk
+from services.cluster import ControllerClient, node_name, replica_name, tcp_host
 from services.config import DeploymentConfig
 from services.gateway.ask import ask_through
 from services.gateway.errors import Refusal
@@ -23,6 +25,7 @@ from services.live.feed import LiveFeed
 from services.live.page import page_routes
 from services.logs import log_to_stderr
 from services.metrics_endpoint import MetricsEndpoint
+from services.paths import run_dir
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +35,7 @@ METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 class Gateway:
     """One gateway. Binding the pool and the controller makes them part of the application."""
 
-    def __init__(
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
         self,
         config: DeploymentConfig,
         *,
@@ -56,8 +59,18 @@ class Gateway:
             "/admin/rebalance": self._rebalance,
             **page_routes(feed),
         }
-        self._front = Front(gateway_settings(config), ask_through(attention), own)
-        self._following = asyncio.get_running_loop().create_task(self._follow(), name="follow")
+        desk = AnswerDesk(
+            self._id,
+            host=node_name(),
+            run_dir=run_dir(config),
+            tcp_host=tcp_host(config),
+            keys=await self._controller.keys(),
+        )
+        self._front = Front(gateway_settings(config), ask_through(attention, desk), own)
+        self._tasks = [
+            asyncio.create_task(self._follow(), name="follow"),
+            asyncio.create_task(desk.serve(), name="answers"),
+        ]
 
     async def any(self, request: Request) -> Response:
         """Every request."""
@@ -65,15 +78,16 @@ class Gateway:
 
     async def check_health(self) -> None:
         """Serve restarts the gateway when this raises."""
-        if self._following.done():
-            raise EngineError(f"the gateway's clock stopped: {self._following.exception()!r}")
+        for task in self._tasks:
+            if task.done():
+                raise EngineError(f"task {task.get_name()} ended: {task.exception()!r}")
 
     async def _follow(self) -> None:
-        loop, interval_s = asyncio.get_running_loop(), self._config.controller.report_interval_s
+        interval_s = self._config.controller.report_interval_s
         while True:
             try:
                 news = await self._controller.hear_gateway(self._front.report(self._id))
-                self._front.hear(news, loop.time())
+                self._front.hear(news, time.monotonic())
             except Exception as error:  # the controller may be away; traffic goes on as it was
                 log.warning("controller not reached: %s", error)
             await asyncio.sleep(interval_s)

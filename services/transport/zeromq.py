@@ -25,7 +25,7 @@ from services.transport.base import (
     ShardLost,
     reconnect,
 )
-from services.transport.keys import DataPlaneKeys
+from services.transport.keys import DataPlaneKeys, OnlyKey, prove_to
 from services.transport.wire import decode, encode
 
 QUEUE_MESSAGES = 1000  # a send beyond this many unsent messages counts as a lost peer
@@ -143,7 +143,7 @@ class ZmqPort:
         self._authenticator = zmq.auth.thread.ThreadAuthenticator(self._context)
         self._authenticator.start()
         allowed = keys.attention.public.encode()
-        self._authenticator.configure_curve_callback("*", _OnlyKey(allowed))
+        self._authenticator.configure_curve_callback("*", OnlyKey(allowed))
         router = self._router = self._context.socket(zmq.ROUTER)
         router.linger = 0
         router.sndhwm = router.rcvhwm = QUEUE_MESSAGES
@@ -194,19 +194,7 @@ class ZmqPort:
         self._context.destroy(linger=0)
 
 
-class _OnlyKey:
-    """Accepts the attention key of this deployment and nothing else."""
-
-    def __init__(self, allowed: bytes) -> None:
-        self._allowed = allowed
-
-    def callback(self, _domain: str, key: bytes) -> bool:
-        return key == self._allowed
-
-
 def _prove(dealer: "zmq.Socket[bytes]", keys: DataPlaneKeys | None, endpoint: str) -> None:
     if keys is None:
         raise PeerLost(f"{endpoint} needs this deployment's keys and there are none")
-    dealer.curve_serverkey = keys.shard.public.encode()
-    dealer.curve_publickey = keys.attention.public.encode()
-    dealer.curve_secretkey = keys.attention.secret.encode()
+    prove_to(dealer, server=keys.shard, own=keys.attention)

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -152,7 +153,7 @@ def test_a_host_without_an_endpoint_is_told_what_to_set(port: SocketPort) -> Non
 
 def test_tcp_refuses_a_peer_with_another_key(tmp_path: Path, keys: DataPlaneKeys) -> None:
     port = SocketPort(SHARD, host="one", run_dir=tmp_path, tcp_host="127.0.0.1", keys=keys)
-    stranger = DataPlaneKeys(keys.shard, make_keys().attention)  # knows the server's public key
+    stranger = replace(keys, attention=make_keys().attention)  # knows the server's public key
     link = SocketLink(host="other", keys=stranger)
     link.connect([port.address])
     with suppress(PeerLost):  # it may have been refused by now
