@@ -55,8 +55,8 @@ def test_dtype_is_the_one_that_was_asked_for_or_the_fast_one(
     ("cores", "replicas", "shards", "expected"),
     [
         (1, 1, 2, (1, 1)),
-        (2, 1, 2, (2, 1)),
-        (8, 1, 2, (8, 4)),
+        (2, 1, 2, (1, 1)),
+        (8, 1, 2, (4, 4)),
         (2, 2, 2, (1, 1)),
         (16, 2, 4, (4, 2)),
         (3, 2, 1, (1, 2)),
