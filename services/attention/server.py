@@ -42,8 +42,8 @@ class AttentionServer(LLMServer):
 
     async def __init__(self, llm_config: LLMConfig, **options: Any) -> None:  # type: ignore[misc]  # Serve awaits it
         """Ready when the engine is up, which it is when every expert has a replica."""
-        log_to_stderr()
         config, app = own_settings(llm_config)
+        log_to_stderr(config.logs)
         check_checkpoint_here(config.model.folder)
         replica_id, controller = replica_name(), ControllerClient(app)
         endpoint = f"ipc://{run_dir(config) / f'feed-{replica_id[-16:]}'}"
@@ -60,6 +60,8 @@ class AttentionServer(LLMServer):
             reply_timeout_s=config.router.reply_timeout_s,
             give_up_s=max(GIVE_UP_S, GIVE_UP_RATIO * config.router.lost_expert_deadline_s),
             policy=Policy(config.router.policy),
+            logs=config.logs,
+            tracing=config.tracing,
         )
         multiprocessing.set_executable(python_for(config))  # of the engine's process
         llm_config.update_engine_kwargs(additional_config=settings.to_additional_config())

@@ -47,7 +47,7 @@ class ExpertShard:
         """Ready when it can take orders; experts come afterwards."""
         if not is_forked:
             end_with_parent()
-        log_to_stderr()
+        log_to_stderr(config.logs)
         self._config = config
         self._began_s = time.monotonic()
         self._shard_id = ShardId(f"{os.getpid()}-{replica_name()}")

@@ -41,7 +41,7 @@ class Gateway:
         pool: DeploymentHandle,
     ) -> None:
         end_with_parent()
-        log_to_stderr()
+        log_to_stderr(config.logs)
         self._config = config
         self._attention = attention
         self._bound = (controller, pool)
