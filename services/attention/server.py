@@ -27,6 +27,7 @@ from services.forking.launch import python_for
 from services.logs import log_to_stderr
 from services.paths import run_dir
 from services.relayed import RelayedRequest
+from services.tracing import start_tracing
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +73,7 @@ class AttentionServer(LLMServer):
             is_dead=lambda: engine_is_dead(self.engine),
             stranded=lambda: self._follower.stranded,
             deadline_s=config.router.lost_expert_deadline_s,
+            tracing=start_tracing(config.tracing, "attention"),
         )
         self._follower.is_ready = True
         self._watching = asyncio.create_task(self._end_with_engine(), name="end-with-engine")

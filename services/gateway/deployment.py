@@ -23,6 +23,7 @@ from services.live.feed import LiveFeed
 from services.live.page import page_routes
 from services.logs import log_to_stderr
 from services.metrics_endpoint import MetricsEndpoint
+from services.tracing import start_tracing
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,8 @@ class Gateway:
             "/admin/rebalance": self._rebalance,
             **page_routes(feed),
         }
-        self._front = Front(gateway_settings(config), ask_through(attention), own)
+        tracing = start_tracing(config.tracing, "gateway")
+        self._front = Front(gateway_settings(config), ask_through(attention), own, tracing)
         self._following = asyncio.get_running_loop().create_task(self._follow(), name="follow")
 
     async def any(self, request: Request) -> Response:
