@@ -68,12 +68,13 @@ class AttentionServer(LLMServer):
         llm_config.update_engine_kwargs(additional_config=settings.to_additional_config())
         check_engine()
         await super().__init__(llm_config, engine_cls=OneProcessEngine, **options)
+        self._tracing = start_tracing(config.tracing, "attention")
         self._routes = Routes(
             await self.__serve_build_asgi_app__(),
             is_dead=lambda: engine_is_dead(self.engine),
             stranded=lambda: self._follower.stranded,
             deadline_s=config.router.lost_expert_deadline_s,
-            tracing=start_tracing(config.tracing, "attention"),
+            tracing=self._tracing,
         )
         self._follower.is_ready = True
         self._watching = asyncio.create_task(self._end_with_engine(), name="end-with-engine")
@@ -102,6 +103,12 @@ class AttentionServer(LLMServer):
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """For Serve: how many replicas there should be."""
         return autoscaling.told(self._follower.wanted_replicas)
+
+    async def __del__(self) -> None:
+        """Serve's word to stop, when all requests have ended, and Python's."""
+        if hasattr(self, "_tracing"):
+            await asyncio.to_thread(self._tracing.close)
+        await super().__del__()
 
     async def check_health(self) -> None:
         """Serve restarts the replica when this raises."""

@@ -4,7 +4,15 @@ import logging
 import time
 
 import numpy as np
-from opentelemetry.trace import Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags
+from opentelemetry.trace import (
+    INVALID_SPAN,
+    Span,
+    SpanContext,
+    SpanKind,
+    Status,
+    StatusCode,
+    TraceFlags,
+)
 
 from services.tracing import Tracing, inside, unix_ns
 from services.transport.base import Delivery, RowsRequest
@@ -64,13 +72,12 @@ class ShardWatch:
         span.end(unix_ns(time.monotonic()))
 
     def _span(self, delivery: Delivery) -> Span:
-        request = delivery.request
-        origin, parent = request.origin, None
-        if origin is not None and origin.trace_id:
-            parent = SpanContext(origin.trace_id, origin.span_id, True, SAMPLED)
-        return (self._tracing if parent else Tracing()).start(
+        request, origin = delivery.request, delivery.request.origin
+        if origin is None or not origin.trace_id:
+            return INVALID_SPAN
+        return self._tracing.start(
             "shard",
-            parent=parent,
+            parent=SpanContext(origin.trace_id, origin.span_id, True, SAMPLED),
             kind=SpanKind.SERVER,
             start_ns=unix_ns(delivery.arrived_s),
             attributes={
@@ -78,7 +85,7 @@ class ShardWatch:
                 "expertmesh.layer": request.layer,
                 "expertmesh.rows": request.pair_rows.size,
                 "expertmesh.experts": np.unique(request.pair_experts).tolist(),
-                "expertmesh.request_ids": origin.request_ids if origin else (),
+                "expertmesh.request_ids": origin.request_ids,
             },
         )
 

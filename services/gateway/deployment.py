@@ -57,8 +57,9 @@ class Gateway:
             "/admin/rebalance": self._rebalance,
             **page_routes(feed),
         }
-        tracing = start_tracing(config.tracing, "gateway")
-        self._front = Front(gateway_settings(config), ask_through(attention), own, tracing)
+        self._tracing = start_tracing(config.tracing, "gateway")
+        ask = ask_through(attention)
+        self._front = Front(gateway_settings(config), ask, own, self._tracing)
         self._following = asyncio.get_running_loop().create_task(self._follow(), name="follow")
 
     async def any(self, request: Request) -> Response:
@@ -69,6 +70,11 @@ class Gateway:
         """Serve restarts the gateway when this raises."""
         if self._following.done():
             raise EngineError(f"the gateway's clock stopped: {self._following.exception()!r}")
+
+    async def __del__(self) -> None:
+        """Serve's word to stop, when all requests have ended, and Python's."""
+        if hasattr(self, "_tracing"):
+            await asyncio.to_thread(self._tracing.close)
 
     async def _follow(self) -> None:
         loop, interval_s = asyncio.get_running_loop(), self._config.controller.report_interval_s
