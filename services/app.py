@@ -22,9 +22,11 @@ from services.controller import Controller
 from services.experts.shard import ExpertShard
 from services.forking.launch import python_for
 from services.gateway.deployment import build_gateway
+from services.tracing import environment as tracing_environment
 from services.transport.keys import make_keys
 
 ROOT = Path(__file__).parents[1]
+STEP_WORKER = "services.attention.step_worker.StepWorker"
 MANY = 10_000  # control calls are short; none of them should queue in Serve
 ON_HEAD = {"node:__internal_head__": 0.001}
 """Ray's name for its head. Serve's proxy is there: what every request needs dies with no other."""
@@ -98,6 +100,8 @@ def _llm_config(config: DeploymentConfig) -> LLMConfig:
         "max_num_seqs": attention.max_num_seqs,
         "max_num_batched_tokens": attention.max_num_batched_tokens,
         "enforce_eager": True,
+        "worker_cls": STEP_WORKER,
+        "otlp_traces_endpoint": config.tracing.endpoint,
     }
     if not on_gpu:
         engine["kv_cache_memory_bytes"] = round(attention.kv_cache_gib * 2**30)
@@ -148,6 +152,7 @@ def _bundle(attention: AttentionConfig) -> dict[str, float]:
 def _environment(config: DeploymentConfig, threads: int | None = None) -> dict[str, Any]:
     """The processes' environment; threads wait asleep, not spinning, while rows are away."""
     variables = {"PYTHONPATH": str(ROOT), **autoscaling.ENVIRONMENT}
+    variables |= tracing_environment(config.tracing, config.name)
     if threads is not None:
         variables |= {
             "OMP_NUM_THREADS": str(threads),

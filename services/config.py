@@ -16,6 +16,7 @@ from services.config_actors import AttentionConfig, PoolConfig
 from services.config_base import AtLeastOne, Positive, Section
 from services.config_errors import explain, read_yaml, with_overrides
 from services.config_gateway import GatewayConfig, LimitsConfig, MonitoringConfig
+from services.config_watch import LogsConfig, TracingConfig
 
 __all__ = ["AttentionConfig", "DeploymentConfig", "PoolConfig", "load_config"]
 
@@ -151,6 +152,8 @@ class DeploymentConfig(Section):
     gateway: GatewayConfig = GatewayConfig()
     limits: LimitsConfig = LimitsConfig()
     monitoring: MonitoringConfig = MonitoringConfig()
+    logs: LogsConfig = LogsConfig()
+    tracing: TracingConfig = TracingConfig()
     transport: TransportConfig = TransportConfig()
     ray: RayConfig = RayConfig()
 

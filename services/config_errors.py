@@ -27,6 +27,8 @@ MANAGED_ENGINE_ARGS = {
     "max_num_batched_tokens": "set attention.max_num_batched_tokens",
     "load_format": "the platform's loader leaves the experts' weights on disk; remove it",
     "additional_config": "it carries the platform's own settings; remove it",
+    "worker_cls": "the platform's own tells an engine's steps apart; remove it",
+    "otlp_traces_endpoint": "set tracing.endpoint",
     "distributed_executor_backend": "an attention replica is one engine; remove it",
     "enable_expert_parallel": "the pool spreads the experts; set pool.shards and remove it",
     "enable_eplb": "the controller places replicas; set pool.redundancy and remove it",

@@ -51,7 +51,7 @@ class Controller:
     async def __init__(self, config: DeploymentConfig, keys: DataPlaneKeys) -> None:  # type: ignore[misc]  # Serve awaits it
         """Ready at once; tables come when shards have reported."""
         end_with_parent()
-        log_to_stderr()
+        log_to_stderr(config.logs)
         self._keys = keys
         self._interval_s = config.controller.report_interval_s
         self._reader_lease_s = 4 * config.controller.lease_s

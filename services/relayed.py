@@ -31,6 +31,7 @@ class RelayedRequest:
     expires_s: float  # Unix time after which nobody waits for it
     max_prompt_tokens: int | None = None
     resume: Resume | None = None
+    traceparent: str = ""  # of the gateway's span, as W3C has it; empty: nothing is traced
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ this was written for when something is not as expected.
 """
 
 import copy
+import dataclasses
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from vllm.model_executor.layers.fused_moe.fused_moe_method_base import FusedMoEM
 from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 from vllm.model_executor.model_loader.utils import get_model_architecture
+from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
 
 from router.errors import EngineError
 
@@ -28,16 +30,23 @@ EXPECTED_METHODS = {
     "_ensure_moe_quant_config_init": ["self"],
     "get_expert_weights": ["self"],
 }
+EXPECTED_FIELDS = {  # what `services.attention.step_worker` reads of a step
+    SchedulerOutput: {"scheduled_new_reqs", "num_scheduled_tokens", "finished_req_ids"},
+    NewRequestData: {"req_id", "sampling_params"},
+}
 EXPECTED_ARGUMENTS = ("layer_name", "params_dtype", "moe_config", "quant_config")
 
 
 def check_vllm() -> None:
-    """Raise EngineError naming both versions if vLLM's routed experts are not the ones we know."""
+    """Raise EngineError naming both versions if vLLM's insides are not those we know."""
     found: list[str] = []
     for name, wanted in EXPECTED_METHODS.items():
         method = getattr(RoutedExperts, name, None)
         if method is None or list(inspect.signature(method).parameters) != wanted:
             found.append(f"RoutedExperts.{name}{tuple(wanted)}")
+    for kind, fields in EXPECTED_FIELDS.items():
+        known = {field.name for field in dataclasses.fields(kind)}
+        found += [f"{kind.__name__}.{name}" for name in sorted(fields - known)]
     arguments = list(inspect.signature(RoutedExperts.__init__).parameters)[1:5]
     if (
         tuple(arguments) != EXPECTED_ARGUMENTS

@@ -17,6 +17,7 @@ from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from router.errors import EngineError
+from services.attention.mark import mark
 from services.relayed import Groups
 
 Generate = Callable[..., AsyncGenerator[RequestOutput, None]]
@@ -28,6 +29,7 @@ class Generation:
 
     replay: Groups = ()  # of another replica; what is generated must begin so
     max_prompt_tokens: int | None = None
+    traceparent: str = ""  # of the span that the engine's steps belong to; empty: not traced
     prompt_tokens: int = 0
     output_tokens: int = 0
     calls: int = 0
@@ -61,6 +63,7 @@ def follow(client: Any) -> None:
             made = inner(prompt, sampling_params, request_id, **options)
         else:
             _begin(generation, prompt, sampling_params)
+            mark(sampling_params, generation.traceparent)
             call = functools.partial(inner, request_id=request_id, **options)
             if not generation.replay:
                 made = call(prompt, sampling_params)

@@ -11,6 +11,7 @@ from router.errors import PeerLost, RoutingError
 from router.exchange import LayerExchange, SendRows
 from router.table import ShardId
 from services.transport.base import Answered, RowsAnswer, RowsRefusal, RowsRequest
+from services.transport.origin import Origin
 
 if TYPE_CHECKING:
     from services.attention.remote_pool import RemotePool
@@ -46,6 +47,7 @@ class LayerStep:
         self._answers = answers
         self._sent_s: dict[ShardId, float] = {}
         self._retried_s = time.monotonic()
+        self.origin: Origin | None = None  # of a layer that is followed
         self.answered: list[tuple[SendRows, RowsAnswer]] = []
 
     def send(self, sends: tuple[SendRows, ...]) -> None:
@@ -55,7 +57,9 @@ class LayerStep:
             rows, sent = send.rows, self._rows
             if rows.tokens.size < sent.shape[0]:
                 sent = sent.index_select(0, torch.from_numpy(rows.tokens))
-            request = RowsRequest(send.number, self._layer, sent, rows.pair_rows, rows.pair_experts)
+            request = RowsRequest(
+                send.number, self._layer, sent, rows.pair_rows, rows.pair_experts, self.origin
+            )
             self._sent_s[send.shard_id] = time.monotonic()
             traffic.sends += 1
             traffic.rows_sent += sent.shape[0]
@@ -94,7 +98,7 @@ class LayerStep:
 
     def _on_answer(self, shard_id: ShardId, answer: RowsAnswer | RowsRefusal) -> None:
         if isinstance(answer, RowsRefusal):
-            self._pool.note_refused(shard_id, answer.reason)
+            self._pool.note_refused(shard_id, answer.number, answer.reason)
             self._resend(self._exchange.on_refused(answer.number, shard_id))
             return
         send = self._exchange.expects(answer.number, shard_id)

@@ -44,8 +44,8 @@ class AttentionLoader(DefaultModelLoader):
         from services.attention.remote_experts import connect_layers
         from services.attention.settings import RemoteSettings
 
-        log_to_stderr()
         settings = RemoteSettings.parse(vllm_config.additional_config)
+        log_to_stderr(settings.logs)
         with routed_experts_as(vllm_config, _without_weights):
             model: torch.nn.Module = super().load_model(vllm_config, model_config, prefix)
         log.info(

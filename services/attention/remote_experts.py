@@ -11,6 +11,7 @@ from vllm.model_executor.layers.fused_moe.runner.shared_experts import SharedExp
 
 from services.attention.remote_pool import RemotePool
 from services.attention.settings import RemoteSettings
+from services.attention.steps import Steps
 from services.vllm_hooks import RemoteMethod, moe_runners
 
 if TYPE_CHECKING:
@@ -38,6 +39,11 @@ class RemoteExperts(RemoteMethod):
         self._pool = pool
         self._layer = layer
         self._weights_on_input = bool(experts.apply_router_weight_on_input)
+
+    @property
+    def steps(self) -> Steps:
+        """Of the pool: whom the worker tells of each step."""
+        return self._pool.steps
 
     def apply(  # type: ignore[override]
         self,

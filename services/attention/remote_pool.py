@@ -26,6 +26,7 @@ from services.attention.layer_step import LayerStep
 from services.attention.layer_times import LayerTimes
 from services.attention.recheck import recheck
 from services.attention.settings import RemoteSettings
+from services.attention.steps import Steps
 from services.attention.traffic import Traffic
 from services.transport.base import ShardLink
 from services.transport.sockets import SocketLink
@@ -52,6 +53,7 @@ class RemotePool:
         self._service_times = ServiceTimes(0)
         self.times = LayerTimes()
         self.traffic = Traffic()
+        self.steps = Steps.of(settings)
         self._report = WorkerReport()
         self._last_layer = 0
         self._in_step = False
@@ -136,6 +138,7 @@ class RemotePool:
         answers = torch.empty(ids.size, rows.shape[1], dtype=rows.dtype)
         exchange = self._exchange(layer, ids)
         step = LayerStep(self, exchange, layer, rows, answers)
+        followed = self.steps.follow(layer, step) if self.steps.is_followed else None
         sends = exchange.begin()
         chosen_s = time.perf_counter()
         step.send(sends)
@@ -156,6 +159,8 @@ class RemotePool:
         out = out.to(x.dtype)
         marks = (began_s, chosen_s, sent_s, waiting_s, answered_s, time.perf_counter())
         self.traffic.seconds.observe(self.times.add(marks, step.slowest()))
+        if followed is not None:
+            followed.ended(marks, step.answered)
         return out
 
     def _exchange(
@@ -250,23 +255,26 @@ class RemotePool:
         kind = "answers wrongly" if is_wrong else "lost"
         self.traffic.wrong += is_wrong
         self.traffic.lost += not is_wrong
-        log.warning("shard %s: shard=%s reason=%s", kind, shard_id, reason)
+        ids = self.steps.named()
+        log.warning("shard %s: request_ids=%s shard=%s reason=%s", kind, ids, shard_id, reason)
         (self._report.wrong if is_wrong else self._report.lost)[shard_id] = reason
         if not is_wrong:
             self._lost_s[shard_id] = time.monotonic()
         self._send_report()
 
-    def note_refused(self, shard_id: ShardId, reason: str) -> None:
+    def note_refused(self, shard_id: ShardId, number: int, reason: str) -> None:
         """A shard would not compute some rows; they go elsewhere."""
         self.traffic.refused += 1
-        log.warning("rows refused: shard=%s reason=%s", shard_id, reason)
+        ids, line = self.steps.named(), "rows refused: request_ids=%s shard=%s number=%s reason=%s"
+        log.warning(line, ids, shard_id, number, reason)
 
     def note_stranded(self, what: str) -> None:
         """Tell the server process at once what a step waits for; empty: the step is done."""
         if what == self._report.stranded:
             return
         if not what or self.stranded_since_s is None:
-            log.warning("step waits: %s", what) if what else log.info("step is done")
+            level, event = (logging.WARNING, "waits") if what else (logging.INFO, "is done")
+            log.log(level, "step %s: request_ids=%s %s", event, self.steps.named(), what)
             self.stranded_since_s = time.monotonic() if what else None
         self._report.stranded = what
         self._send_report()

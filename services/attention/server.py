@@ -27,6 +27,7 @@ from services.forking.launch import python_for
 from services.logs import log_to_stderr
 from services.paths import run_dir
 from services.relayed import RelayedRequest
+from services.tracing import start_tracing
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +43,8 @@ class AttentionServer(LLMServer):
 
     async def __init__(self, llm_config: LLMConfig, **options: Any) -> None:  # type: ignore[misc]  # Serve awaits it
         """Ready when the engine is up, which it is when every expert has a replica."""
-        log_to_stderr()
         config, app = own_settings(llm_config)
+        log_to_stderr(config.logs)
         check_checkpoint_here(config.model.folder)
         replica_id, controller = replica_name(), ControllerClient(app)
         endpoint = f"ipc://{run_dir(config) / f'feed-{replica_id[-16:]}'}"
@@ -62,16 +63,20 @@ class AttentionServer(LLMServer):
             reply_timeout_s=config.router.reply_timeout_s,
             give_up_s=max(GIVE_UP_S, GIVE_UP_RATIO * config.router.lost_expert_deadline_s),
             policy=Policy(config.router.policy),
+            logs=config.logs,
+            tracing=config.tracing,
         )
         multiprocessing.set_executable(python_for(config))  # of the engine's process
         llm_config.update_engine_kwargs(additional_config=settings.to_additional_config())
         check_engine()
         await super().__init__(llm_config, engine_cls=OneProcessEngine, **options)
+        self._tracing = start_tracing(config.tracing, "attention")
         self._routes = Routes(
             await self.__serve_build_asgi_app__(),
             is_dead=lambda: engine_is_dead(self.engine),
             stranded=lambda: self._follower.stranded,
             deadline_s=config.router.lost_expert_deadline_s,
+            tracing=self._tracing,
         )
         self._follower.is_ready = True
         self._watching = asyncio.create_task(self._end_with_engine(), name="end-with-engine")
@@ -106,6 +111,12 @@ class AttentionServer(LLMServer):
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """For Serve: how many replicas there should be."""
         return autoscaling.told(self._follower.wanted_replicas)
+
+    async def __del__(self) -> None:
+        """Serve's word to stop, when all requests have ended, and Python's."""
+        if hasattr(self, "_tracing"):
+            await asyncio.to_thread(self._tracing.close)
+        await super().__del__()
 
     async def check_health(self) -> None:
         """Serve restarts the replica when this raises."""

@@ -7,6 +7,8 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
 from typing import Any
 
+from opentelemetry import trace
+from opentelemetry.trace import SpanKind
 from starlette.types import Message
 
 from router.errors import PeerLost
@@ -16,6 +18,7 @@ from services.attention.generation import Generation, current
 from services.errors import error_body, error_event
 from services.gateway.routes import ONE_MODEL, RELAYED_PATHS
 from services.relayed import Head, Part, RelayedRequest
+from services.tracing import TRACEPARENT, Tracing, from_traceparent, inside, to_traceparent
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +38,7 @@ class Routes:
         is_dead: Callable[[], bool],
         stranded: Callable[[], Stranded | None],
         deadline_s: float,
+        tracing: Tracing | None = None,
     ) -> None:
         """is_dead: whether the engine's process has ended; stranded: what it waits for now, which
 
@@ -45,6 +49,7 @@ class Routes:
         self._app = app
         self._stranded = stranded
         self._deadline_s = deadline_s
+        self._tracing = tracing or Tracing()
 
     async def answer(self, request: RelayedRequest) -> AsyncGenerator[Answer, None]:
         """A head, then parts. Closing it ends the request. Raises PeerLost if the engine dies."""
@@ -70,12 +75,20 @@ class Routes:
 
     async def _run(self, request: RelayedRequest) -> AsyncGenerator[Answer, None]:
         answers: asyncio.Queue[Answer | None] = asyncio.Queue(WAITING)
+        span = self._tracing.start(
+            "attention",
+            parent=from_traceparent(request.traceparent),
+            kind=SpanKind.SERVER,
+            attributes={"expertmesh.request_id": request.request_id},
+        )
         generation = Generation(
             replay=request.resume.groups if request.resume else (),
             max_prompt_tokens=request.max_prompt_tokens,
+            traceparent=to_traceparent(span) if span.is_recording() else "",
         )
         left = asyncio.Event()
-        task = asyncio.create_task(self._call(request, generation, answers, left))
+        with inside(span):
+            task = asyncio.create_task(self._call(request, generation, answers, left))
         try:
             while (answer := await answers.get()) is not None:
                 yield answer
@@ -88,6 +101,9 @@ class Routes:
             task.cancel()  # not when they are cancelled themselves
             with suppress(asyncio.CancelledError):
                 await task
+            span.set_attribute("gen_ai.usage.input_tokens", generation.prompt_tokens)
+            span.set_attribute("gen_ai.usage.output_tokens", generation.output_tokens)
+            span.end()
 
     async def _call(
         self,
@@ -122,14 +138,15 @@ class Routes:
                 )
 
         try:
-            await self._app(_scope(request), receive, send)
+            span = trace.get_current_span()
+            await self._app(_scope(request, to_traceparent(span)), receive, send)
         except Exception:  # vLLM's handlers have answered already, where that could be done
             log.exception("request failed: request_id=%s", request.request_id)
         if not left.is_set():
             await answers.put(None)
 
 
-def _scope(request: RelayedRequest) -> dict[str, Any]:
+def _scope(request: RelayedRequest, traceparent: str) -> dict[str, Any]:
     headers = [
         (b"host", b"attention"),
         (b"x-request-id", request.request_id.encode()),
@@ -137,6 +154,8 @@ def _scope(request: RelayedRequest) -> dict[str, Any]:
     ]
     if request.content_type:
         headers.append((b"content-type", request.content_type.encode("latin-1")))
+    if traceparent:  # vLLM's own span goes below ours; one that is not sampled says so
+        headers.append((TRACEPARENT.encode(), traceparent.encode()))
     return {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.3"},

@@ -4,11 +4,12 @@ The server process writes it, the worker process of the same replica parses it.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from router.choose import Policy
 from router.errors import ConfigError
+from services.config_watch import LogsConfig, TracingConfig
 
 KEY = "expertmesh"
 
@@ -22,10 +23,13 @@ class RemoteSettings:
     reply_timeout_s: float  # an unanswered shard counts as dead after this
     give_up_s: float  # a step waits so long for an expert that nobody holds, then the engine ends
     policy: Policy  # how replicas are chosen
+    logs: LogsConfig = field(default_factory=LogsConfig)
+    tracing: TracingConfig = field(default_factory=TracingConfig)
 
     def to_additional_config(self) -> dict[str, Any]:
         """The value for vLLM's `additional_config`."""
-        return {KEY: asdict(self) | {"policy": self.policy.value}}
+        sections = {"logs": self.logs.model_dump(), "tracing": self.tracing.model_dump()}
+        return {KEY: asdict(self) | {"policy": self.policy.value} | sections}
 
     @classmethod
     def parse(cls, additional_config: object) -> "RemoteSettings":
@@ -36,4 +40,9 @@ class RemoteSettings:
                 f"load_format=expertmesh needs additional_config with the key '{KEY}', got "
                 f"{additional_config!r}; start attention through `python -m deploy up`"
             )
-        return cls(**{**found, "policy": Policy(found["policy"])})
+        sections = {
+            "policy": Policy(found["policy"]),
+            "logs": LogsConfig.model_validate(found["logs"]),
+            "tracing": TracingConfig.model_validate(found["tracing"]),
+        }
+        return cls(**{**found, **sections})

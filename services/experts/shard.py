@@ -32,6 +32,7 @@ from services.lifecycle import end_with_parent
 from services.logs import log_to_stderr
 from services.messages import ShardReport
 from services.paths import run_dir
+from services.tracing import start_tracing
 from services.transport.keys import DataPlaneKeys
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ class ExpertShard:
         """Ready when it can take orders; experts come afterwards."""
         if not is_forked:
             end_with_parent()
-        log_to_stderr()
+        log_to_stderr(config.logs)
         self._config = config
         self._began_s = time.monotonic()
         self._shard_id = ShardId(f"{os.getpid()}-{replica_name()}")
@@ -60,6 +61,7 @@ class ExpertShard:
         self._wanted_shards = 0
         self._is_leaving = self._may_leave = False
         self._heard_s = time.monotonic()
+        self._tracing = start_tracing(config.tracing, "shard")
         keys = await self._controller.keys()
         self._worker = await asyncio.to_thread(self._build_worker, keys)
         self._worker.start()
@@ -93,7 +95,8 @@ class ExpertShard:
         )
         self._n_experts = kernel.n_experts
         self._kernel = kernel
-        return ShardWorker(kernel, port, threads=config.pool.threads or 1)
+        threads = config.pool.threads or 1
+        return ShardWorker(kernel, port, threads=threads, tracing=self._tracing)
 
     async def _report_forever(self) -> None:
         while not self._may_leave:
@@ -195,6 +198,7 @@ class ExpertShard:
                 await asyncio.sleep(ANSWER_S)
             await asyncio.sleep(ANSWER_S)
         self._worker.stop()
+        await asyncio.to_thread(self._tracing.close)
 
     async def _is_alone(self) -> bool:
         """Whether the controller is away for good; one that died comes back within seconds."""

@@ -21,7 +21,9 @@ from router.jit import jit
 from router.table import ShardAddress
 from services.experts.account import WorkerStats
 from services.experts.kernel import ExpertKernel, LoadedSlots
+from services.experts.watch import ShardWatch, named
 from services.lifecycle import give_back_memory
+from services.tracing import Tracing
 from services.transport.base import Delivery, RowPort, RowsAnswer, RowsRefusal, RowsRequest
 
 log = logging.getLogger(__name__)
@@ -35,11 +37,14 @@ Accepted = tuple[Delivery, NDArray[np.int32]]  # and the slots of its pairs
 class ShardWorker:
     """Slots, rows and answers of one shard."""
 
-    def __init__(self, kernel: ExpertKernel, port: RowPort, *, threads: int) -> None:
+    def __init__(
+        self, kernel: ExpertKernel, port: RowPort, *, threads: int, tracing: Tracing | None = None
+    ) -> None:
         """threads: CPU threads of the kernel."""
         self._kernel = kernel
         self._port = port
         self._threads = threads
+        self._watch = ShardWatch(tracing or Tracing(), port.address.shard_id)
         self._held = np.full((kernel.n_layers, kernel.n_slots), -1, np.int32)
         self._slot_of = np.full((kernel.n_layers, kernel.n_experts), -1, np.int32)
         self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -153,7 +158,9 @@ class ShardWorker:
             slots,
         ):
             return slots
-        self._port.answer(delivery, RowsRefusal(request.number, self._problem(request)))
+        problem = self._problem(request)
+        self._port.answer(delivery, RowsRefusal(request.number, problem))
+        self._watch.refused(delivery, problem)
         return None
 
     def _problem(self, request: RowsRequest) -> str:
@@ -181,9 +188,17 @@ class ShardWorker:
         try:
             rows = self._kernel.run(layer, rows, torch.from_numpy(slots))
         except RuntimeError as error:
-            log.exception("batch failed: layer=%s rows=%s", layer, len(slots))
+            requests = [delivery.request for delivery, _ in waiting]
+            log.exception(
+                "batch failed: request_ids=%s numbers=%s layer=%s rows=%s",
+                ",".join(map(named, requests)),
+                ",".join(str(request.number) for request in requests),
+                layer,
+                len(slots),
+            )
             for delivery, _ in waiting:
                 self._port.answer(delivery, RowsRefusal(delivery.request.number, str(error)))
+                self._watch.refused(delivery, str(error))
             return
         computed_s = time.monotonic() - started_s
         start = 0
@@ -197,6 +212,10 @@ class ShardWorker:
             )
             self._port.answer(delivery, answer)
             start += count
+        for delivery, _ in waiting:
+            self._watch.served(
+                delivery, started_s=started_s, computed_s=computed_s, batch_rows=start
+            )
         queued_s = sum(started_s - delivery.arrived_s for delivery, _ in waiting)
         self._count(rows=start, batches=1, computed_s=computed_s, queued_s=queued_s)
         self.layer_rows[layer] += start

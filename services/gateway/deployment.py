@@ -26,6 +26,7 @@ from services.live.page import page_routes
 from services.logs import log_to_stderr
 from services.metrics_endpoint import MetricsEndpoint
 from services.paths import run_dir
+from services.tracing import start_tracing
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ class Gateway:
         pool: DeploymentHandle,
     ) -> None:
         end_with_parent()
-        log_to_stderr()
+        log_to_stderr(config.logs)
         self._config = config
         self._attention = attention
         self._bound = (controller, pool)
@@ -66,7 +67,9 @@ class Gateway:
             tcp_host=tcp_host(config),
             keys=await self._controller.keys(),
         )
-        self._front = Front(gateway_settings(config), ask_through(attention, desk), own)
+        self._tracing = start_tracing(config.tracing, "gateway")
+        ask = ask_through(attention, desk)
+        self._front = Front(gateway_settings(config), ask, own, self._tracing)
         self._tasks = [
             asyncio.create_task(self._follow(), name="follow"),
             asyncio.create_task(desk.serve(), name="answers"),
@@ -81,6 +84,11 @@ class Gateway:
         for task in self._tasks:
             if task.done():
                 raise EngineError(f"task {task.get_name()} ended: {task.exception()!r}")
+
+    async def __del__(self) -> None:
+        """Serve's word to stop, when all requests have ended, and Python's."""
+        if hasattr(self, "_tracing"):
+            await asyncio.to_thread(self._tracing.close)
 
     async def _follow(self) -> None:
         interval_s = self._config.controller.report_interval_s

@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
+from opentelemetry.trace import INVALID_SPAN
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
@@ -17,10 +18,12 @@ from services.gateway.keys import Key, Keys
 from services.gateway.limits import Limiter
 from services.gateway.relay import Ask
 from services.gateway.relayed_response import Job, RelayedResponse
+from services.gateway.request_account import LEFT, RequestAccount
 from services.gateway.routes import Route, find_route
 from services.gateway.settings import GatewaySettings
 from services.messages import GatewayNews, GatewayReport
 from services.relayed import RelayedRequest
+from services.tracing import Tracing, inside
 
 log = logging.getLogger(__name__)
 
@@ -47,9 +50,16 @@ def check_headers(headers: Sequence[tuple[bytes, bytes]]) -> None:
 class Front:
     """One gateway without the cluster; everything that it needs of that is given."""
 
-    def __init__(self, settings: GatewaySettings, ask: Ask, own: Mapping[str, Own]) -> None:
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        ask: Ask,
+        own: Mapping[str, Own],
+        tracing: Tracing | None = None,
+    ) -> None:
         """own: path → what answers it here."""
         self.settings = settings
+        self._tracing = tracing or Tracing()
         self.keys = Keys(settings.keys_file)
         self.limiter = Limiter(settings.key_limits)
         self.admission = Admission(
@@ -65,26 +75,43 @@ class Front:
     async def answer(self, request: Request) -> Response:
         """One request. Raises nothing that a request can cause."""
         started_s = time.monotonic()
-        path = request.scope["path"]
-        request_id = uuid.uuid4().hex
-        key_name, call = "-", None
+        key_name, account = "-", None
         try:
             check_headers(request.scope["headers"])
-            route = find_route(request.method, path)
-            call = self.meter.began(route.meter) if route.is_relayed else None
+            route = find_route(request.method, request.scope["path"])
+            if route.is_relayed:
+                call = self.meter.began(route.meter)
+                account = RequestAccount(call, self._tracing, request)
             key = self.keys.check(request.scope["headers"], route.scope)
             key_name = key.name
-            if call is not None:
-                relayed, is_counted = await self._prepare(request, route, key, request_id)
-                response: Response = RelayedResponse(self, Job(relayed, key, is_counted, call))
+            if account is not None:
+                relayed = await self._prepare(request, route, key, account)
+                job = Job(relayed, key, route.generates, account)
+                response: Response = RelayedResponse(self, job)
             else:
-                response = await self._own[path](request)
+                response = await self._own[request.scope["path"]](request)
         except (Refusal, ClientDisconnect) as error:
             refusal = error if isinstance(error, Refusal) else Refusal(400, "the client left.")
             response = refusal.response()
-            if call is not None:
-                is_gone = isinstance(error, ClientDisconnect)
-                call.ended("cancelled" if is_gone else Meter.outcome_of(refusal.status))
+            if account is not None:
+                if isinstance(error, ClientDisconnect):
+                    account.ended("cancelled", LEFT)
+                else:
+                    account.ended(Meter.outcome_of(refusal.status), refusal.status)
+        with inside(account.span if account else INVALID_SPAN):
+            request_id = account.request_id if account else uuid.uuid4().hex
+            self._log(request, response, request_id, key_name=key_name, started_s=started_s)
+        return response
+
+    def _log(
+        self,
+        request: Request,
+        response: Response,
+        request_id: str,
+        *,
+        key_name: str,
+        started_s: float,
+    ) -> None:
         theirs = request.headers.get("x-request-id", "")  # the client's, or Serve's
         log.info(
             "request: request_id=%s client_request_id=%s key=%s method=%s path=%r status=%s "
@@ -93,11 +120,10 @@ class Front:
             theirs if CLIENT_ID.match(theirs) else "-",
             key_name,
             request.method,
-            path[:100],
+            request.scope["path"][:100],
             response.status_code,
             1000 * (time.monotonic() - started_s),
         )
-        return response
 
     def hear(self, news: GatewayNews, now_s: float) -> None:
         """What the controller says."""
@@ -120,13 +146,13 @@ class Front:
         )
 
     async def _prepare(
-        self, request: Request, route: Route, key: Key, request_id: str
-    ) -> tuple[RelayedRequest, bool]:
-        """What to relay, and whether it counts against the key's limits. Raises Refusal."""
+        self, request: Request, route: Route, key: Key, account: RequestAccount
+    ) -> RelayedRequest:
+        """What to relay; if it generates, it counts against the key's limits. Raises Refusal."""
         timeout_s = self._timeout_s(request)
         if self._news.problem:
             raise self._not_ready()
-        body, settings = b"", self.settings
+        body, settings, values = b"", self.settings, {}
         if request.method == "POST":
             content_type = request.headers.get("content-type", "")
             if content_type.split(";")[0].strip().lower() != "application/json":
@@ -138,9 +164,12 @@ class Front:
             body = await read_body(
                 request, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s
             )
-            parse_body(body, max_n=settings.max_n, max_output_tokens=settings.max_output_tokens)
+            values = parse_body(
+                body, max_n=settings.max_n, max_output_tokens=settings.max_output_tokens
+            )
+        account.asked(key_name=key.name, model=values.get("model"))
         relayed = RelayedRequest(
-            request_id=request_id,
+            request_id=account.request_id,
             method=request.method,
             path=request.scope["path"],
             query=request.scope["query_string"],
@@ -148,10 +177,11 @@ class Front:
             content_type="application/json" if body else "",
             expires_s=time.time() + timeout_s,
             max_prompt_tokens=settings.max_prompt_tokens,
+            traceparent=account.traceparent,
         )
         if route.generates:
             self.limiter.admit(key, time.monotonic())
-        return relayed, route.generates
+        return relayed
 
     def _timeout_s(self, request: Request) -> float:
         limit_s = self.settings.request_timeout_s

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from monitoring.meter import Call, Meter
+from monitoring.meter import Meter
 from router.errors import CapacityError, PlatformError
 from services.errors import error_body, error_event
 from services.gateway.errors import Refusal
 from services.gateway.keys import Key
 from services.gateway.relay import relay
+from services.gateway.request_account import LEFT, RequestAccount
 from services.relayed import Head, Part, RelayedRequest
+from services.tracing import inside
 
 if TYPE_CHECKING:
     from services.gateway.front import Front
@@ -35,7 +37,7 @@ class Job:
     request: RelayedRequest
     key: Key
     is_counted: bool
-    call: Call  # the account that the meter keeps of it
+    account: RequestAccount
 
 
 class RelayedResponse(Response):
@@ -49,13 +51,17 @@ class RelayedResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI. A client that leaves ends the request in the engine."""
+        with inside(self._job.account.span):
+            await self._answer_or_leave(receive, send)
+
+    async def _answer_or_leave(self, receive: Receive, send: Send) -> None:
         work = asyncio.create_task(self._answer(send))
         left = asyncio.create_task(_disconnected(receive))
         try:
             await asyncio.wait({work, left}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             left.cancel()
-            self._job.call.ended("cancelled")  # unless it has ended
+            self._job.account.ended("cancelled", LEFT)  # unless it has ended
             if not work.done():
                 log.info("client left: request_id=%s", self._job.request.request_id)
                 work.cancel()
@@ -80,11 +86,12 @@ class RelayedResponse(Response):
                     if job.is_counted and tokens > used:
                         front.limiter.used(job.key, tokens - used)
                         used = tokens
-                    if answer.output_tokens:
-                        job.call.first_token()
+                    job.account.answered(
+                        prompt_tokens=answer.prompt_tokens, output_tokens=answer.output_tokens
+                    )
                     await self._send(send, answer)
             await self._end(send, b"")
-            job.call.ended(Meter.outcome_of(self.status_code))
+            job.account.ended(Meter.outcome_of(self.status_code), self.status_code)
         except TimeoutError:
             await self._refuse(send, Refusal(504, "the request's time is over."))
         except Refusal as refusal:
@@ -105,14 +112,14 @@ class RelayedResponse(Response):
 
     async def _send(self, send: Send, part: Part) -> None:
         if part.body.startswith(ERROR_EVENT):
-            self._job.call.ended("server_error")
+            self._job.account.ended("server_error", self.status_code)
         await send({"type": "http.response.body", "body": part.body, "more_body": True})
 
     async def _end(self, send: Send, body: bytes) -> None:
         await send({"type": "http.response.body", "body": body, "more_body": False})
 
     async def _refuse(self, send: Send, refusal: Refusal) -> None:
-        self._job.call.ended(Meter.outcome_of(refusal.status))
+        self._job.account.ended(Meter.outcome_of(refusal.status), refusal.status)
         if self._has_begun:
             await self._end(send, error_event(refusal.status, refusal.message))
             return

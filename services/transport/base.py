@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from router.table import ShardAddress, ShardId
+from services.transport.origin import Origin
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,7 @@ class RowsRequest:
     rows: [U, H] float, cpu, contiguous; each token once.
     pair_rows: [P] int32; index into `rows` of each (token, choice) pair.
     pair_experts: [P] int32; the logical expert of each pair.
+    origin: whose rows these are; None where that is not followed.
     """
 
     number: int
@@ -29,6 +31,7 @@ class RowsRequest:
     rows: torch.Tensor
     pair_rows: NDArray[np.int32]
     pair_experts: NDArray[np.int32]
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """Bytes of the data plane: one header of fixed size, then raw tensors. Little endian.
 
-    request: head, rows [U, H], pair_rows [P] int32, pair_experts [P] int32
+    request: head, rows [U, H], pair_rows [P] int32, pair_experts [P] int32[, request ids]
     answer:  head, rows [P, H]
     refusal: head, reason (utf-8)
 
@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from router.errors import WireFormatError
 from services.transport.base import RowsAnswer, RowsRefusal, RowsRequest
+from services.transport.origin import NOBODY, ids_size, read_origin
 
-# magic, kind, dtype, layer, number, tokens, pairs, hidden, waited_us, computed_us; what follows it
-# in the same memory is aligned
-HEAD: Final = struct.Struct("<4sBBHQIIIII28x")
+# magic, kind, dtype, layer, number, tokens, pairs, hidden, waited_us, computed_us; whose rows these
+# are, see `origin`; what follows it in the same memory is aligned
+HEAD: Final = struct.Struct("<4sBBHQIIIII28s")
 MAGIC: Final = b"EXM1"
 REQUEST, ANSWER, REFUSAL = 1, 2, 3
 DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16)
@@ -33,23 +34,27 @@ def encode(message: RowsRequest | RowsAnswer | RowsRefusal) -> list[Buffer]:
     """The parts of one multipart message; tensors are viewed, not copied."""
     if isinstance(message, RowsRefusal):
         reason = message.reason.encode()
-        head = HEAD.pack(MAGIC, REFUSAL, 0, 0, message.number, len(reason), 0, 0, 0, 0)
+        head = HEAD.pack(MAGIC, REFUSAL, 0, 0, message.number, len(reason), 0, 0, 0, 0, NOBODY)
         return [head, reason]
     rows = message.rows
     dtype, hidden = DTYPES.index(rows.dtype), rows.shape[1]
     if isinstance(message, RowsAnswer):
-        times = (message.waited_us, message.computed_us)
-        head = HEAD.pack(MAGIC, ANSWER, dtype, 0, message.number, 0, rows.shape[0], hidden, *times)
+        counts = (0, rows.shape[0], hidden, message.waited_us, message.computed_us)
+        head = HEAD.pack(MAGIC, ANSWER, dtype, 0, message.number, *counts, NOBODY)
         return [head, _view(rows)]
     n_pairs = message.pair_rows.shape[0]
-    counts = (rows.shape[0], n_pairs, hidden)
-    head = HEAD.pack(MAGIC, REQUEST, dtype, message.layer, message.number, *counts, 0, 0)
-    return [head, _view(rows), message.pair_rows.data, message.pair_experts.data]
+    counts = (rows.shape[0], n_pairs, hidden, 0, 0)
+    marks = NOBODY if message.origin is None else message.origin.marks()
+    head = HEAD.pack(MAGIC, REQUEST, dtype, message.layer, message.number, *counts, marks)
+    parts = [head, _view(rows), message.pair_rows.data, message.pair_experts.data]
+    if message.origin is not None and (ids := message.origin.part()):
+        parts.append(ids)
+    return parts
 
 
 def part_sizes(head: Buffer) -> tuple[int, ...]:
     """Bytes of each part that follows this head in a stream. Raises WireFormatError."""
-    magic, kind, dtype, _, number, tokens, pairs, hidden, _, _ = HEAD.unpack(head)
+    magic, kind, dtype, _, number, tokens, pairs, hidden, _, _, marks = HEAD.unpack(head)
     if magic != MAGIC or dtype >= len(DTYPES):
         raise WireFormatError(f"message begins with {magic!r}, dtype code {dtype}")
     row = hidden * DTYPES[dtype].itemsize
@@ -58,6 +63,8 @@ def part_sizes(head: Buffer) -> tuple[int, ...]:
         ANSWER: (pairs * row,),
         REFUSAL: (tokens,),
     }
+    if kind == REQUEST and (size := ids_size(marks, number)):
+        sizes[REQUEST] += (size,)
     if kind not in sizes or sum(sizes[kind]) > MAX_BYTES:
         raise WireFormatError(
             f"message {number} of kind {kind} has {sum(sizes.get(kind, ()))} bytes, the limit is "
@@ -71,7 +78,7 @@ def decode(parts: Sequence[Buffer]) -> RowsRequest | RowsAnswer | RowsRefusal:
     if not parts or len(parts[0]) != HEAD.size:
         got = len(parts[0]) if parts else 0
         raise WireFormatError(f"message header of {got} bytes, expected {HEAD.size}")
-    magic, kind, dtype, layer, number, tokens, pairs, hidden, waited, computed = HEAD.unpack(
+    magic, kind, dtype, layer, number, tokens, pairs, hidden, waited, computed, marks = HEAD.unpack(
         parts[0]
     )
     if magic != MAGIC:
@@ -83,11 +90,15 @@ def decode(parts: Sequence[Buffer]) -> RowsRequest | RowsAnswer | RowsRefusal:
     if kind == ANSWER and len(parts) == 2:
         rows = _tensor(parts[1], DTYPES[dtype], (pairs, hidden), number)
         return RowsAnswer(number, rows, waited, computed)
-    if kind == REQUEST and len(parts) == 4:
+    if kind == REQUEST and len(parts) == 4 + bool(size := ids_size(marks, number)):
         rows = _tensor(parts[1], DTYPES[dtype], (tokens, hidden), number)
-        return RowsRequest(
-            number, layer, rows, _ids(parts[2], pairs, number), _ids(parts[3], pairs, number)
-        )
+        named = bytes(parts[4]) if size else b""
+        if len(named) != size:
+            raise WireFormatError(
+                f"message {number}: a part has {len(named)} bytes, its header says {size}"
+            )
+        places, experts = _ids(parts[2], pairs, number), _ids(parts[3], pairs, number)
+        return RowsRequest(number, layer, rows, places, experts, read_origin(marks, named))
     raise WireFormatError(f"message {number} of kind {kind} has {len(parts)} parts")
 
 

@@ -16,6 +16,8 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.support.collector import Collector
+
 ROOT = Path(__file__).parents[2]
 START_TIMEOUT_S = 420.0
 STOP_TIMEOUT_S = 60.0
@@ -94,8 +96,14 @@ class Applications:
     """The one that runs; another one takes its place."""
 
     folder: Path
+    collector: Collector  # of the traces of `twice`
     current: Application | None = None
     started: list[tuple[str, ...]] = field(default_factory=list)  # the words of each, in turn
+
+    def twice(self) -> Application:
+        """The demo model, every expert on two shards; what a client asks to trace is traced."""
+        tracing = (f"tracing.endpoint={self.collector.url}", "tracing.sample_ratio=0.0")
+        return self.running(*TWICE, *tracing)
 
     def running(self, *settings: str, model: Path | None = None) -> Application:
         """A model, or the demo model, with these settings; started if it is not the one there."""
@@ -142,7 +150,7 @@ class Applications:
             self.current = None
 
 
-ORDER = ("application", "gateway", "metrics", "operation", "dashboard", "faults")
+ORDER = ("application", "gateway", "tracing", "metrics", "operation", "dashboard", "faults")
 """Modules that use one and the same application; it is started once if they come together."""
 
 
@@ -157,14 +165,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def applications(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Applications]:
     """Starts and ends real applications."""
-    running = Applications(tmp_path_factory.mktemp("applications"))
+    running = Applications(tmp_path_factory.mktemp("applications"), Collector())
     try:
         yield running
     finally:
         running.stop()
+        running.collector.close()
 
 
 @pytest.fixture
 def application(applications: Applications) -> Application:
     """The demo model, every expert on two shards."""
-    return applications.running(*TWICE)
+    return applications.twice()

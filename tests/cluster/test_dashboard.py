@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from services.live.feed import MAX_VIEWERS
-from tests.cluster.conftest import MODEL, TWICE, Application, Applications
+from tests.cluster.conftest import MODEL, Application, Applications
 from tests.support.browser import BINARY, Browser
 
 pytestmark = [
@@ -52,7 +52,7 @@ class Traffic:
 
 @pytest.fixture
 def app(applications: Applications) -> Application:
-    return applications.running(*TWICE)
+    return applications.twice()
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.conftest import TWICE, Applications
+from tests.cluster.conftest import Applications
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1000)]
 
@@ -14,7 +14,7 @@ Results = dict[str, dict[str, Any]]
 @pytest.fixture(scope="module")
 def results(applications: Applications, tmp_path_factory: pytest.TempPathFactory) -> Results:
     """A shard killed, one stopped for a while, the controller killed, each under six streams."""
-    application = applications.running(*TWICE)
+    application = applications.twice()
     words = ("--scenarios", "kill,stop,controller", "--requests", "6", "--max-tokens", "80")
     return application.bench_faults(tmp_path_factory.mktemp("faults") / "faults.json", *words)
 

@@ -16,7 +16,7 @@ import pytest
 
 from monitoring.metrics import METRICS
 from monitoring.render_grafana import DASHBOARDS, FOLDER
-from tests.cluster.conftest import MODEL, TWICE, Application, Applications
+from tests.cluster.conftest import MODEL, Application, Applications
 from tests.support.prometheus import BINARY, Prometheus
 
 pytestmark = [
@@ -47,7 +47,7 @@ TOTALS = {
 
 @pytest.fixture(scope="module")
 def app(applications: Applications) -> Application:
-    return applications.running(*TWICE)
+    return applications.twice()
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,17 @@ import torch
 
 from router.errors import WireFormatError
 from services.transport.base import RowsAnswer, RowsRefusal, RowsRequest
-from services.transport.wire import HEAD, MAGIC, decode, encode
+from services.transport.origin import MARKS, MAX_IDS, NOBODY, Origin
+from services.transport.wire import HEAD, MAGIC, REQUEST, decode, encode, part_sizes
+
+IDS = ("0123456789abcdef" * 2, "f" * 32)
+SPAN = {"trace_id": 0xABC << 100, "span_id": 1}
 
 
-def request(dtype: torch.dtype = torch.bfloat16) -> RowsRequest:
+def request(dtype: torch.dtype = torch.bfloat16, origin: Origin | None = None) -> RowsRequest:
     rows = torch.arange(12, dtype=torch.float32).view(3, 4).to(dtype)
     pairs = np.array([0, 2, 2], np.int32)
-    return RowsRequest(77, 5, rows, pairs, np.array([9, 1, 300], np.int32))
+    return RowsRequest(77, 5, rows, pairs, np.array([9, 1, 300], np.int32), origin)
 
 
 def over_the_wire(message: RowsRequest | RowsAnswer | RowsRefusal) -> list[bytearray]:
@@ -82,6 +86,57 @@ def test_missing_parts_and_unknown_dtypes_are_refused() -> None:
     parts = over_the_wire(request())
     with pytest.raises(WireFormatError, match="has 3 parts"):
         decode(parts[:3])
-    strange = HEAD.pack(MAGIC, 2, 9, 0, 4, 0, 1, 1, 0, 0)
+    strange = HEAD.pack(MAGIC, 2, 9, 0, 4, 0, 1, 1, 0, 0, NOBODY)
     with pytest.raises(WireFormatError, match="dtype code 9"):
         decode([bytearray(strange), bytearray(4)])
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [None, Origin(IDS), Origin((), **SPAN), Origin(IDS, **SPAN), Origin(IDS[:1] * MAX_IDS, **SPAN)],
+)
+def test_whose_rows_they_are_comes_back_as_it_was(origin: Origin | None) -> None:
+    parts = over_the_wire(request(origin=origin))
+    got = decode(parts)
+    assert isinstance(got, RowsRequest)
+    assert got.origin == origin
+    assert len(parts) == (5 if origin and origin.request_ids else 4)
+    assert part_sizes(parts[0]) == tuple(map(len, parts[1:]))
+
+
+def test_a_request_of_nobody_costs_no_byte() -> None:
+    plain, named = (over_the_wire(request(origin=origin)) for origin in (None, Origin(IDS)))
+    assert sum(map(len, plain)) + 32 == sum(map(len, named))
+    assert not any(plain[0][-28:])
+
+
+@pytest.mark.parametrize(
+    ("marks", "why"),
+    [
+        ((bytes(16), bytes(8), 0, 1), "has a span and flags 1"),
+        ((b"t" * 16, bytes(8), 0, 1), "has a span and flags 1"),
+        ((bytes(16), b"s" * 8, 0, 1), "has a span and flags 1"),
+        ((b"t" * 16, b"s" * 8, 0, 0), "has a span and flags 0"),
+        ((bytes(16), bytes(8), 0, 2), "has unknown flags 2"),
+        ((bytes(16), bytes(8), MAX_IDS + 1, 0), f"names {MAX_IDS + 1} requests, the limit is"),
+    ],
+)
+def test_a_head_that_contradicts_itself_is_refused(
+    marks: tuple[bytes, bytes, int, int], why: str
+) -> None:
+    parts = over_the_wire(request())
+    parts[0][:] = HEAD.pack(MAGIC, REQUEST, 1, 5, 77, 3, 3, 4, 0, 0, MARKS.pack(*marks))
+    with pytest.raises(WireFormatError, match=why):
+        decode(parts)
+    with pytest.raises(WireFormatError, match=why):
+        part_sizes(parts[0])
+
+
+def test_request_ids_must_be_as_many_as_the_head_says() -> None:
+    parts = over_the_wire(request(origin=Origin(IDS)))
+    with pytest.raises(WireFormatError, match="has 4 parts"):
+        decode(parts[:4])
+    with pytest.raises(WireFormatError, match="has 31 bytes, its header says 32"):
+        decode([*parts[:4], parts[4][:31]])
+    with pytest.raises(WireFormatError, match="has 5 parts"):
+        decode([*over_the_wire(request()), parts[4]])

@@ -1,0 +1,45 @@
+"""vLLM's worker, which tells the pool whose tokens are in each step.
+
+The engine argument `worker_cls` names it; what it reads of the scheduler's output is checked in
+`services.vllm_hooks`. Nothing of the router is imported here, see `loader`.
+"""
+
+from typing import Any
+
+from vllm.platforms import current_platform
+
+from services.attention.mark import traceparent_of
+from services.vllm_hooks import moe_runners
+
+if current_platform.is_cpu():
+    from vllm.v1.worker.cpu_worker import CPUWorker as PlatformWorker
+else:
+    from vllm.v1.worker.gpu_worker import Worker as PlatformWorker
+
+
+class StepWorker(PlatformWorker):
+    """The platform's own worker."""
+
+    def load_model(self, *args: Any, **options: Any) -> None:
+        """As the base class; then the pool that the model's experts are connected to is known."""
+        super().load_model(*args, **options)
+        [steps] = {
+            runner.routed_experts.quant_method.steps for runner in moe_runners(self.get_model())
+        }
+        self._steps = steps
+
+    def execute_model(self, scheduler_output: Any) -> Any:
+        """One step."""
+        new = [(r.req_id, traceparent_of(r)) for r in scheduler_output.scheduled_new_reqs]
+        with self._steps.step(
+            scheduler_output.num_scheduled_tokens,
+            started=new,
+            finished=scheduler_output.finished_req_ids,
+        ):
+            return super().execute_model(scheduler_output)
+
+    def shutdown(self) -> None:
+        """As the base class, once the last spans are away."""
+        if hasattr(self, "_steps"):
+            self._steps.close()
+        super().shutdown()
