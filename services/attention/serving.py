@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 Answer = Head | Part
 LEAVE_S = 2.0  # for the routes to clear up
 WAITING = 64  # parts that wait for the gateway before the routes are held up
+TOO_LATE = "the deadline was over before the engine saw it."
 JSON_HEADERS = ((b"content-type", b"application/json"),)
 
 
@@ -42,6 +43,7 @@ class Routes:
         """
         self._is_dead = is_dead
         self.described = describe(app, RELAYED_PATHS)
+        hide_folder(app)
         self._app = app
         self._stranded = stranded
         self._deadline_s = deadline_s
@@ -50,23 +52,24 @@ class Routes:
         """A head, then parts. Closing it ends the request. Raises PeerLost if the engine dies."""
         if time.time() > request.expires_s:
             yield Head(504, JSON_HEADERS)
-            yield Part(error_body(504, "the deadline was over before the engine saw it."))
+            yield Part(error_body(504, TOO_LATE, path=request.path))
             return
         if request.path not in self.described["paths"] and not request.path.startswith(ONE_MODEL):
             yield Head(404, JSON_HEADERS)
-            yield Part(error_body(404, f"this model has no {request.path}."))
+            yield Part(error_body(404, f"this model has no {request.path}.", path=request.path))
             return
         answers = until_lost(self._run(request), self._stranded, self._deadline_s)
         has_begun = False
         async with aclosing(answers):
             async for answer in answers:
                 if isinstance(answer, Head | Part):
-                    has_begun = True
+                    has_begun |= isinstance(answer, Part)  # a head alone has not left the gateway
                     yield answer
                     continue
                 if not has_begun:
                     yield Head(503, (*JSON_HEADERS, (b"retry-after", b"5")))
-                yield Part((error_event if has_begun else error_body)(503, answer))
+                say = error_event if has_begun else error_body
+                yield Part(say(503, answer, path=request.path))
 
     async def _run(self, request: RelayedRequest) -> AsyncGenerator[Answer, None]:
         answers: asyncio.Queue[Answer | None] = asyncio.Queue(WAITING)
@@ -151,6 +154,12 @@ def _scope(request: RelayedRequest) -> dict[str, Any]:
         "client": None,
         "server": None,
     }
+
+
+def hide_folder(app: Any) -> None:
+    """Have `/v1/models` say a model's name where vLLM names its folder, which is the host's."""
+    for model in app.state.openai_serving_models.base_model_paths:
+        model.model_path = model.name
 
 
 def describe(app: Any, paths: frozenset[str]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from services.gateway.keys import Key, Keys
 from services.gateway.limits import Limiter
 from services.gateway.relay import Ask
 from services.gateway.relayed_response import Job, RelayedResponse
-from services.gateway.routes import Route, find_route
+from services.gateway.routes import MAX_SHOWN, Route, find_route
 from services.gateway.settings import GatewaySettings
 from services.messages import GatewayNews, GatewayReport
 from services.relayed import RelayedRequest
@@ -41,6 +41,23 @@ def check_headers(headers: Sequence[tuple[bytes, bytes]]) -> None:
             431,
             f"{len(headers)} headers of {size} bytes; the limits are {MAX_HEADERS} and "
             f"{MAX_HEADER_BYTES}. Send fewer.",
+        )
+
+
+def check_encoding(headers: Mapping[str, str]) -> None:
+    """Raises Refusal 415 if the body is not plain JSON."""
+    content_type = headers.get("content-type", "")
+    if content_type.split(";")[0].strip().lower() != "application/json":
+        raise Refusal(
+            415,
+            f"Content-Type is {content_type[:MAX_SHOWN]!r}; send the body as JSON with "
+            "Content-Type: application/json.",
+        )
+    encoding = headers.get("content-encoding", "identity")
+    if encoding.strip().lower() not in ("", "identity"):
+        raise Refusal(
+            415,
+            f"Content-Encoding is {encoding[:MAX_SHOWN]!r}; send the body as it is, without one.",
         )
 
 
@@ -81,7 +98,7 @@ class Front:
                 response = await self._own[path](request)
         except (Refusal, ClientDisconnect) as error:
             refusal = error if isinstance(error, Refusal) else Refusal(400, "the client left.")
-            response = refusal.response()
+            response = refusal.response(path)
             if call is not None:
                 is_gone = isinstance(error, ClientDisconnect)
                 call.ended("cancelled" if is_gone else Meter.outcome_of(refusal.status))
@@ -93,7 +110,7 @@ class Front:
             theirs if CLIENT_ID.match(theirs) else "-",
             key_name,
             request.method,
-            path[:100],
+            path[:MAX_SHOWN],
             response.status_code,
             1000 * (time.monotonic() - started_s),
         )
@@ -128,20 +145,14 @@ class Front:
             raise self._not_ready()
         body, settings = b"", self.settings
         if request.method == "POST":
-            content_type = request.headers.get("content-type", "")
-            if content_type.split(";")[0].strip().lower() != "application/json":
-                raise Refusal(
-                    415,
-                    f"Content-Type is {content_type[:80]!r}; send the body as JSON with "
-                    "Content-Type: application/json.",
-                )
+            check_encoding(request.headers)
             body = await read_body(
                 request, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s
             )
             parse_body(body, max_n=settings.max_n, max_output_tokens=settings.max_output_tokens)
         relayed = RelayedRequest(
             request_id=request_id,
-            method=request.method,
+            method="GET" if request.method == "HEAD" else request.method,  # the server drops it
             path=request.scope["path"],
             query=request.scope["query_string"],
             body=body,

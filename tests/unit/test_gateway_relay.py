@@ -64,6 +64,20 @@ async def test_before_the_first_byte_it_is_sent_again_once() -> None:
         await run(Replicas(-1, -1))
 
 
+async def test_the_head_goes_with_the_first_byte() -> None:
+    with pytest.raises(PeerLost):
+        await run(Replicas(0, 0))  # once more, and no head of either
+    answers = []
+
+    async def ask(request: RelayedRequest) -> AsyncGenerator[Head | Part, None]:
+        answers.append(request)
+        yield Head(200 + len(answers), ())
+        if len(answers) == 1:
+            raise PeerLost("died")
+
+    assert [answer async for answer in relay(REQUEST, ask, Meter().took_over)] == [Head(202, ())]
+
+
 @pytest.mark.parametrize("after", [0, 1, 2, 3])
 async def test_a_stream_goes_on_where_it_was(after: int) -> None:
     replicas = Replicas(after)
