@@ -25,9 +25,14 @@ ENVIRONMENT = {
 }
 
 
+PROXY_HOOK = ("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "services.gateway.edge.middlewares")
+"""What Serve's HTTP proxies call when they start; an operator's own is left."""
+
+
 def prepare_local_ray() -> None:
     """Before `ray.init`: loopback only, and a token that only this user can read."""
     use_loopback()
+    os.environ.setdefault(*PROXY_HOOK)
     if os.environ.get(AUTH_MODE, "token").lower() == "token":
         make_private_token(Path.home() / ".ray" / "auth_token")
 
