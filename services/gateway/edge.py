@@ -3,7 +3,8 @@
 Runs in the proxy's process, through Serve's own hook for middlewares (`services.local_ray` names
 it), before any gateway sees the request; so it looks at no key and imports little. The proxy leaves
 a request whose gateway died unanswered: before its first byte it is sent to another gateway here,
-once, and after it a stream gets an error event.
+once, and after it a stream gets an error event. Where the proxy has no gateway at all it says so in
+plain text, with 404 while the application starts; clients are told 503 in the shape they read.
 """
 
 import logging
@@ -15,7 +16,7 @@ from typing import Any
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from services.errors import error_body, error_event
+from services.errors import error_body, error_event, is_anthropic
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,10 @@ FOR_SERVE = frozenset(
     }
 )
 """Headers by which clients could steer the proxy, and of which bad bytes make it answer 500."""
+
+SERVES = "/-/"  # the proxy's own routes
+DIED = (502, "the gateway that answered died. Send the request again.", b"1")
+NO_GATEWAY = (503, "not ready: no gateway is there. Try again later.", b"5")
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -61,16 +66,17 @@ class Edge:
             await self._app(scope, receive, send)
             return
         headers = cleaned(scope["headers"])
-        incoming, answer = Incoming(receive), Outgoing(send)
+        request_id = headers[0][1]
+        incoming, answer = Incoming(receive), Outgoing(send, scope["path"], request_id)
         for attempt in range(1, ATTEMPTS + 1):
             await self._app({**scope, "headers": headers}, incoming.from_the_start(), answer)
-            if answer.has_begun or not incoming.can_repeat:
+            if answer.has_begun or answer.is_serves_own or not incoming.can_repeat:
                 break
-            log.warning("a gateway died before its answer: request_id=%s", headers[0][1].decode())
+            log.warning("a gateway died before its answer: request_id=%s", request_id.decode())
             if attempt < ATTEMPTS:
                 answer.forget()
         if not incoming.has_left:
-            await answer.finish(scope["path"])
+            await answer.finish()
 
 
 class Incoming:
@@ -114,16 +120,23 @@ class Incoming:
 class Outgoing:
     """What goes to the client; its beginning is held back until there is a byte of the body."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, path: str, request_id: bytes) -> None:
         self._send = send
+        self._path = path
+        self._request_id = request_id
         self._head: MutableMapping[str, Any] | None = None
         self.has_begun = False
+        self.is_serves_own = False  # an error in Serve's words, of which nothing is passed on
         self._has_ended = False
 
     async def __call__(self, message: Message) -> None:
         """ASGI's send."""
         if message["type"] == "http.response.start":
             self._head = message
+            self.is_serves_own = message["status"] >= 400 and not self._path.startswith(SERVES)
+            self.is_serves_own &= self._is(b"text/plain")
+            return
+        if self.is_serves_own:
             return
         if message["type"] == "http.response.body":
             is_last = not message.get("more_body", False)
@@ -137,30 +150,35 @@ class Outgoing:
         """Nothing of the last attempt has been sent."""
         self._head = None
 
-    async def finish(self, path: str) -> None:
+    async def finish(self) -> None:
         """Say what is the matter if the answer has no end; a body without events is cut off."""
         if self._has_ended:
             return
-        words = "the gateway that answered died. Send the request again."
         if not self.has_begun:
-            headers = [(b"content-type", b"application/json"), (b"retry-after", b"1")]
-            self._head = {"type": "http.response.start", "status": 502, "headers": headers}
-            body = error_body(502, words, path=path)
-        elif self._is_stream():
-            body = error_event(502, words, path=path)
+            status, words, retry_after = NO_GATEWAY if self.is_serves_own else DIED
+            headers = [(b"content-type", b"application/json"), (b"retry-after", retry_after)]
+            headers.append((REQUEST_ID, self._request_id))
+            self._head = {"type": "http.response.start", "status": status, "headers": headers}
+            body = error_body(status, words, path=self._path)
+        elif self._is(b"text/event-stream"):
+            body = error_event(*DIED[:2], path=self._path)
         else:
             return
         await self._begin()
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
 
-    def _is_stream(self) -> bool:
-        headers: Headers = self._head["headers"] if self._head else []
+    def _is(self, content_type: bytes) -> bool:
+        headers: Headers = list(self._head["headers"]) if self._head else []
         return any(
-            name.lower() == b"content-type" and value.startswith(b"text/event-stream")
+            name.lower() == b"content-type" and value.startswith(content_type)
             for name, value in headers
         )
 
     async def _begin(self) -> None:
-        if not self.has_begun and self._head is not None:
-            self.has_begun = True
-            await self._send(self._head)
+        if self.has_begun or self._head is None:
+            return
+        self.has_begun = True
+        if is_anthropic(self._path):  # whose clients look for it there
+            theirs = [*self._head["headers"], (b"request-id", self._request_id)]
+            self._head = {**self._head, "headers": theirs}
+        await self._send(self._head)

@@ -70,6 +70,12 @@ async def says_no_and_no_more(receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
+async def serve_knows_no_application(receive: Receive, send: Send) -> None:
+    headers = [(b"content-type", b"text/plain; charset=utf-8")]
+    await send({"type": "http.response.start", "status": 404, "headers": headers})
+    await send({"type": "http.response.body", "body": b"Path '/v1/x' not found."})
+
+
 async def ask(
     proxy: Proxy, *, path: str = "/v1/completions", pieces: list[bytes] = BODY, **scope: Any
 ) -> list[Message]:
@@ -112,6 +118,23 @@ async def test_after_a_second_death_it_ends_with_an_error(path: str, kind: str) 
     assert sent[0]["status"] == 502
     assert (b"retry-after", b"1") in sent[0]["headers"]
     assert json.loads(body_of(sent))["error"]["type"] == kind
+
+
+async def test_an_answer_names_the_request() -> None:
+    sent = await ask(Proxy(dies, dies), headers=[(b"x-request-id", b"mine")])
+    assert (b"x-request-id", b"mine") in sent[0]["headers"]
+    sent = await ask(Proxy(answers), path="/v1/messages", headers=[(b"x-request-id", b"mine")])
+    assert sent[0]["headers"] == [(b"request-id", b"mine")], "as Anthropic's clients read it"
+
+
+async def test_what_serve_says_itself_is_said_in_the_clients_shape() -> None:
+    proxy = Proxy(serve_knows_no_application, answers)
+    sent = await ask(proxy)
+    assert (sent[0]["status"], len(proxy.attempts)) == (503, 1)
+    assert (b"retry-after", b"5") in sent[0]["headers"]
+    assert "not ready" in json.loads(body_of(sent))["error"]["message"]
+    sent = await ask(Proxy(serve_knows_no_application), path="/-/healthz")
+    assert body_of(sent) == b"Path '/v1/x' not found."
 
 
 async def test_a_stream_that_had_begun_ends_with_an_error_event() -> None:
