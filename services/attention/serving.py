@@ -20,6 +20,7 @@ from services.relayed import Head, Part, RelayedRequest
 log = logging.getLogger(__name__)
 
 Answer = Head | Part
+LOOK_S = 1.0  # between two looks at whether the gateway lives
 LEAVE_S = 2.0  # for the routes to clear up
 WAITING = 64  # parts that wait for the gateway before the routes are held up
 TOO_LATE = "the deadline was over before the engine saw it."
@@ -35,17 +36,19 @@ class Routes:
         *,
         is_dead: Callable[[], bool],
         stranded: Callable[[], Stranded | None],
+        lost_gateways: Callable[[], frozenset[str]],
         deadline_s: float,
     ) -> None:
         """is_dead: whether the engine's process has ended; stranded: what it waits for now, which
 
-        a request does for `deadline_s`.
+        a request does for `deadline_s`. lost_gateways: whose requests end, for nobody waits.
         """
         self._is_dead = is_dead
         self.described = describe(app, RELAYED_PATHS)
         hide_folder(app)
         self._app = app
         self._stranded = stranded
+        self._lost_gateways = lost_gateways
         self._deadline_s = deadline_s
 
     async def answer(self, request: RelayedRequest) -> AsyncGenerator[Answer, None]:
@@ -80,8 +83,11 @@ class Routes:
         left = asyncio.Event()
         task = asyncio.create_task(self._call(request, generation, answers, left))
         try:
-            while (answer := await answers.get()) is not None:
+            while (answer := await self._next(answers, request)) is not None:
                 yield answer
+            if not task.done() and request.gateway_id in self._lost_gateways():
+                log.warning("its gateway died: request_id=%s", request.request_id)
+                return
             await task
             if self._is_dead():
                 raise PeerLost("the engine died")
@@ -91,6 +97,16 @@ class Routes:
             task.cancel()  # not when they are cancelled themselves
             with suppress(asyncio.CancelledError):
                 await task
+
+    async def _next(
+        self, answers: "asyncio.Queue[Answer | None]", request: RelayedRequest
+    ) -> Answer | None:
+        """None at the end, and when the gateway that asked is dead."""
+        while request.gateway_id not in self._lost_gateways():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_S):
+                    return await answers.get()
+        return None
 
     async def _call(
         self,

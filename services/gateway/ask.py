@@ -1,6 +1,7 @@
 """Asks attention replicas through a Serve handle; tells a death from an answer."""
 
 from contextlib import suppress
+from dataclasses import replace
 
 from ray.exceptions import ObjectLostError, RayActorError, RayTaskError, WorkerCrashedError
 from ray.serve.exceptions import (
@@ -18,12 +19,15 @@ from services.relayed import RelayedRequest
 DEATHS = (RayActorError, ObjectLostError, WorkerCrashedError, ReplicaUnavailableError)
 
 
-def ask_through(handle: DeploymentHandle) -> Ask:
-    """handle: of the attention deployment. Serve picks the replica."""
+def ask_through(handle: DeploymentHandle, gateway_id: str) -> Ask:
+    """handle: of the attention deployment. Serve picks the replica, and does not tell it of deaths
+
+    on this side: what it is asked bears our name, so that it hears of ours from the controller.
+    """
     calls = handle.options(method_name="answer", stream=True)
 
     async def ask(request: RelayedRequest) -> Answers:
-        answers = calls.remote(request)
+        answers = calls.remote(replace(request, gateway_id=gateway_id))
         try:
             async for answer in answers:
                 yield answer

@@ -59,7 +59,7 @@ class Gateway:
             "/admin/rebalance": self._rebalance,
             **page_routes(feed),
         }
-        self._front = Front(gateway_settings(config), ask_through(attention), own)
+        self._front = Front(gateway_settings(config), ask_through(attention, self._id), own)
         self._following = asyncio.get_running_loop().create_task(self._follow(), name="follow")
 
     async def any(self, request: Request) -> Response:
