@@ -144,6 +144,7 @@ class Front:
         if self._news.problem:
             raise self._not_ready()
         body, settings = b"", self.settings
+        self.admission.check(key.name)
         if request.method == "POST":
             check_encoding(request.headers)
             body = await read_body(

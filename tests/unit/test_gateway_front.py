@@ -132,3 +132,18 @@ async def test_who_does_not_answer_is_a_503(caplog: pytest.LogCaptureFixture) ->
     answer = await broken(Request({"type": "http", "path": "/ready"}), OSError("secret"))
     assert answer.status_code == 500
     assert b"secret" not in bytes(answer.body)
+
+
+async def test_who_would_be_refused_need_not_send_a_body(
+    front: Front, client: httpx.AsyncClient
+) -> None:
+    read = []
+
+    async def body() -> AsyncGenerator[bytes, None]:
+        read.append(1)
+        yield b""
+
+    front.admission.is_closing = True
+    answer = await client.post("/v1/completions", content=body(), headers=JSON)
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert read == []
