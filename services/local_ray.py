@@ -22,6 +22,9 @@ ENVIRONMENT = {
     "VLLM_HOST_IP": LOOPBACK,  # the same for vLLM's engine, whatever it has to say to itself
     "GLOO_SOCKET_IFNAME": "lo",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray's workers run at 15 otherwise, the engine's own process and everybody else's at 0. On a
+    # machine that is fully used Serve's proxy and the gateway then get no turn to refuse anybody.
+    "RAY_worker_niceness": "0",
 }
 
 
