@@ -22,6 +22,7 @@ from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
 from router.errors import CheckpointError
 from services.checkpoint import is_routed_expert
+from services.lifecycle import let_others_first
 from services.logs import log_to_stderr
 from services.vllm_hooks import RemoteMethod, moe_runners, routed_experts_as
 
@@ -45,6 +46,8 @@ class AttentionLoader(DefaultModelLoader):
         from services.attention.settings import RemoteSettings
 
         log_to_stderr()
+        if vllm_config.device_config.device_type == "cpu":
+            let_others_first()
         settings = RemoteSettings.parse(vllm_config.additional_config)
         with routed_experts_as(vllm_config, _without_weights):
             model: torch.nn.Module = super().load_model(vllm_config, model_config, prefix)

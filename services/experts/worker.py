@@ -21,7 +21,7 @@ from router.jit import jit
 from router.table import ShardAddress
 from services.experts.account import WorkerStats
 from services.experts.kernel import ExpertKernel, LoadedSlots
-from services.lifecycle import give_back_memory
+from services.lifecycle import give_back_memory, let_others_first
 from services.transport.base import Delivery, RowPort, RowsAnswer, RowsRefusal, RowsRequest
 
 log = logging.getLogger(__name__)
@@ -121,6 +121,8 @@ class ShardWorker:
 
     def _run(self) -> None:
         torch.set_num_threads(self._threads)
+        if not torch.cuda.is_available():
+            let_others_first()
         try:
             while not self._stopping.is_set():
                 while not self._tasks.empty():
