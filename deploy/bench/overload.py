@@ -27,7 +27,7 @@ from deploy.progress import Progress
 from router.errors import ConfigError
 
 MAX_CONNECTIONS = 2_000
-MEMORY_LOOK_S = 5.0
+MEMORY_LOOK_S = 15.0  # a look at every page table is not free
 CLOSED_LOOP_S = 60.0  # at most, however long the loads last
 REFUSED = ("status 503", "status 429")
 HEAD = (
