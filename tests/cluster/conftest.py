@@ -142,7 +142,7 @@ class Applications:
             self.current = None
 
 
-ORDER = ("application", "gateway", "metrics", "operation", "dashboard", "faults")
+ORDER = ("application", "gateway", "conformance", "metrics", "operation", "dashboard", "faults")
 """Modules that use one and the same application; it is started once if they come together."""
 
 
