@@ -5,6 +5,7 @@ it was: the next replica is told the token ids so far, makes the same pieces of 
 are left out here, and adds the rest.
 """
 
+import asyncio
 import logging
 import re
 import time
@@ -34,6 +35,7 @@ RESUMABLE = ("/v1/chat/completions", "/v1/completions", "/v1/messages")
 """Not /v1/responses: every event carries identifiers that the next replica would draw anew."""
 
 MAX_ATTEMPTS = 3
+PAUSE_S = 0.25  # until a replica whose engine died has ended too, or it would be asked again
 CREATED = re.compile(rb'"created":(\d+)')
 
 
@@ -60,7 +62,9 @@ class _Sent:
         self.can_resume = part.can_resume
 
 
-async def relay(request: RelayedRequest, ask: Ask, took_over: TookOver) -> Answers:
+async def relay(
+    request: RelayedRequest, ask: Ask, took_over: TookOver, *, pause_s: float = PAUSE_S
+) -> Answers:
     """What the client is to get. Raises PeerLost if it cannot be finished, CapacityError.
 
     took_over: called with whether the answer had begun, each time another replica is asked.
@@ -86,6 +90,7 @@ async def relay(request: RelayedRequest, ask: Ask, took_over: TookOver) -> Answe
                     "another one. Send the request again."
                 ) from error
             took_over(in_stream=sent.n_parts > 0)
+            await asyncio.sleep(pause_s)
             request = replace(request, resume=Resume(tuple(sent.groups), sent.n_parts))
 
 
