@@ -4,6 +4,7 @@ gateway (OpenAI API) ── attention (one vLLM engine a replica)
                      └─ controller, pool (one shard a replica)
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,10 @@ from services.transport.keys import make_keys
 ROOT = Path(__file__).parents[1]
 STEP_WORKER = "services.attention.step_worker.StepWorker"
 MANY = 10_000  # control calls are short; none of them should queue in Serve
+SLACK_RATIO = 1.25
+"""Gateways keep to the limit of an attention replica. Serve counts a request a moment longer, and
+one that it turns away for that is tried again after up to half a second, behind all that come then.
+"""
 ON_HEAD = {"node:__internal_head__": 0.001}
 """Ray's name for its head. Serve's proxy is there: what every request needs dies with no other."""
 
@@ -114,7 +119,7 @@ def _llm_config(config: DeploymentConfig) -> LLMConfig:
         placement_group_config={"bundles": [_bundle(attention)]},
         deployment_config={
             **_replica_counts(attention),
-            "max_ongoing_requests": config.limits.max_ongoing_requests,
+            "max_ongoing_requests": math.ceil(SLACK_RATIO * config.limits.max_ongoing_requests),
             "graceful_shutdown_timeout_s": config.gateway.stop_grace_s,
             "ray_actor_options": {"num_cpus": 0},
             "health_check_period_s": 5,

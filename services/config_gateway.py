@@ -60,9 +60,10 @@ class LimitsConfig(Section):
     max_ongoing_requests: AtLeastOne = 64
     # Requests that wait in one gateway, >= 0; further ones get 503 at once. 64: one more batch.
     max_queued_requests: Annotated[int, Field(ge=0)] = 64
-    # Seconds that a request waits for its turn before it gets 503; > 0. 5: a client's retry is
-    # no worse then.
-    max_queue_wait_s: Positive = 5.0
+    # Seconds that a request may wait for its turn; > 0. Who would wait longer, by how long requests
+    # have taken lately, gets 503 at once, and whoever has, gets it then. 0.25: a step of a busy
+    # engine, so that overload does not double the time to the first token.
+    max_queue_wait_s: Positive = 0.25
     # Seconds that a request may take in all; > 0. A client may ask for less with the header
     # x-request-timeout. 600: what OpenAI's clients wait.
     request_timeout_s: Positive = 600.0

@@ -115,7 +115,8 @@ class Controller:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._changed.wait(), self._interval_s)
         newer = self._version() > report.table_version
-        return AttentionOrders(self._state.table if newer else None, self._scaler.wanted_replicas)
+        table, lost = self._state.table if newer else None, self._gateways.lost(time.monotonic())
+        return AttentionOrders(table, self._scaler.wanted_replicas, lost)
 
     async def hear_gateway(self, report: GatewayReport) -> GatewayNews:
         """A gateway says what went through it; the answer is what it should know."""

@@ -1,9 +1,11 @@
-"""What a process owes its host: to end with its parent, and to give back memory."""
+"""What a process owes its host: to end with its parent, and to leave memory and cores to others."""
 
 import ctypes
+import os
 import signal
 
 PR_SET_PDEATHSIG = 1
+COMPUTING_NICENESS = 5  # a third of the weight of those at 0, where both want the same core
 
 
 def end_with_parent() -> None:
@@ -12,6 +14,15 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     except AttributeError:
         return
+
+
+def let_others_first() -> None:
+    """For the thread that computes on a CPU, and what it starts; Linux has a niceness for each.
+
+    Computing takes every core that there is. Whoever passes tokens on, or says no, needs little,
+    and at once: without a turn it keeps a queue that nobody sees.
+    """
+    os.nice(COMPUTING_NICENESS)
 
 
 def give_back_memory() -> None:

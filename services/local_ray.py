@@ -26,12 +26,20 @@ ENVIRONMENT = {
     # each of its processes hand over counters as often. Idle, that was a tenth of a core.
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
     "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "5000",
+    # Ray's workers run at 15 otherwise, the engine's own process and everybody else's at 0. On a
+    # machine that is fully used Serve's proxy and the gateway then get no turn to refuse anybody.
+    "RAY_worker_niceness": "0",
 }
+
+
+PROXY_HOOK = ("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "services.gateway.edge.middlewares")
+"""What Serve's HTTP proxies call when they start; an operator's own is left."""
 
 
 def prepare_local_ray() -> None:
     """Before `ray.init`: loopback only, and a token that only this user can read."""
     use_loopback()
+    os.environ.setdefault(*PROXY_HOOK)
     if os.environ.get(AUTH_MODE, "token").lower() == "token":
         make_private_token(Path.home() / ".ray" / "auth_token")
 

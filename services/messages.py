@@ -42,10 +42,12 @@ class AttentionOrders:
     """The answer to an attention replica's report.
 
     table: if there is a newer one. wanted_replicas: how many there should be, 0 for no change.
+    lost_gateways: whose requests nobody waits for.
     """
 
     table: ReplicaTable | None = None
     wanted_replicas: int = 0
+    lost_gateways: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ class RelayedRequest:
     body: bytes
     content_type: str
     expires_s: float  # Unix time after which nobody waits for it
+    gateway_id: str = ""
     max_prompt_tokens: int | None = None
     resume: Resume | None = None
     traceparent: str = ""  # of the gateway's span, as W3C has it; empty: nothing is traced

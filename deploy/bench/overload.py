@@ -27,9 +27,14 @@ from deploy.progress import Progress
 from router.errors import ConfigError
 
 MAX_CONNECTIONS = 2_000
-MEMORY_LOOK_S = 5.0
+MEMORY_LOOK_S = 15.0  # a look at every page table is not free
+CLOSED_LOOP_S = 60.0  # at most, however long the loads last
 REFUSED = ("status 503", "status 429")
-HEAD = ("load", "requests/s", "sent", "refused", "failed", "tokens/s", "TTFT p50, ms", "p95", "MiB")
+HEAD = (
+    "load", "requests/s", "sent", "refused", "failed", "tokens/s",
+    "TTFT p50, ms", "p95", "MiB", "grown",
+)  # fmt: skip
+SETTLED = 0.25  # of a step's time, after which memory should not grow
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +62,7 @@ class Step:
     ttft_p50_s: float
     ttft_p95_s: float
     resident_bytes: int  # the most that was seen, all processes
+    grown_bytes: int  # from when a quarter of the time was over to the end
     errors: tuple[str, ...]
 
 
@@ -89,7 +95,8 @@ async def _run(
     app: RunningApplication, owner: ProcessId, options: OverloadOptions, progress: Progress
 ) -> tuple[float, list[Step]]:
     with progress.step(f"{options.clients} clients, each after its answer: warm-up, and the most"):
-        for seconds in (options.seconds / 3, options.seconds):
+        long_s = min(options.seconds, CLOSED_LOOP_S)
+        for seconds in (long_s / 3, long_s):
             began_s = time.monotonic()
             done = await closed_loop(
                 app.url,
@@ -117,12 +124,11 @@ async def _step(
     multiple: float,
     rate: float,
 ) -> Step:
-    most = 0
+    seen_bytes: list[int] = []
 
     async def watch_memory() -> None:
-        nonlocal most
         while True:
-            most = max(most, await asyncio.to_thread(resident_bytes, owner))
+            seen_bytes.append(await asyncio.to_thread(resident_bytes, owner))
             await asyncio.sleep(MEMORY_LOOK_S)
 
     watching = asyncio.create_task(watch_memory())
@@ -139,13 +145,17 @@ async def _step(
             streams = await asyncio.gather(*tasks)
     finally:
         watching.cancel()
-    return summarise(multiple, rate, streams, time.monotonic() - began_s, most)
+    return summarise(multiple, rate, streams, time.monotonic() - began_s, seen_bytes)
 
 
 def summarise(
-    multiple: float, rate: float, streams: Sequence[Stream], took_s: float, most_bytes: int
+    multiple: float,
+    rate: float,
+    streams: Sequence[Stream],
+    took_s: float,
+    seen_bytes: Sequence[int],
 ) -> Step:
-    """Count one rate's streams. took_s: until the last one had ended."""
+    """Count one rate's streams. took_s: until the last one had ended; seen_bytes: in turn."""
     good = [stream for stream in streams if not stream.failed]
     refused = sum(stream.error.startswith(REFUSED) for stream in streams)
     others = {s.error for s in streams if s.error and not s.error.startswith(REFUSED)}
@@ -158,7 +168,8 @@ def summarise(
         sum(stream.tokens for stream in good) / took_s,
         percentile([stream.ttft_s for stream in good], 50),
         percentile([stream.ttft_s for stream in good], 95),
-        most_bytes,
+        max(seen_bytes),
+        seen_bytes[-1] - seen_bytes[int(SETTLED * len(seen_bytes))],
         tuple(sorted(others))[:3],
     )
 
@@ -172,7 +183,7 @@ def text_of(report: OverloadReport) -> str:
             *(str(count) for count in (step.sent, step.refused, step.failed)),
             f"{step.tokens_per_s:.1f}",
             *(f"{1e3 * value:.0f}" for value in (step.ttft_p50_s, step.ttft_p95_s)),
-            f"{step.resident_bytes / 2**20:.0f}",
+            *(f"{n / 2**20:.0f}" for n in (step.resident_bytes, step.grown_bytes)),
         )
         for step in report.steps
     ]

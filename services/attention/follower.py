@@ -42,6 +42,7 @@ class ControllerFollower:
         self._engine = EngineNumbers()
         self._began_s = time.monotonic()
         self.wanted_replicas = 0  # what the controller said last
+        self.lost_gateways: frozenset[str] = frozenset()
         self._error: BaseException | None = None
         self._desk: TableDesk | None = None
         self._thread = threading.Thread(target=self._run, name="controller-follower", daemon=True)
@@ -91,6 +92,7 @@ class ControllerFollower:
             try:
                 orders = await self._controller.report_attention(report)
                 table, self.wanted_replicas = orders.table, orders.wanted_replicas
+                self.lost_gateways = orders.lost_gateways
                 if table is not None and table.version > handed_out:
                     await desk.publish(table)
                     handed_out = table.version

@@ -22,6 +22,7 @@ from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
 from router.errors import CheckpointError
 from services.checkpoint import is_routed_expert
+from services.lifecycle import let_others_first
 from services.logs import log_to_stderr
 from services.vllm_hooks import RemoteMethod, moe_runners, routed_experts_as
 
@@ -44,6 +45,8 @@ class AttentionLoader(DefaultModelLoader):
         from services.attention.remote_experts import connect_layers
         from services.attention.settings import RemoteSettings
 
+        if vllm_config.device_config.device_type == "cpu":
+            let_others_first()
         settings = RemoteSettings.parse(vllm_config.additional_config)
         log_to_stderr(settings.logs)
         with routed_experts_as(vllm_config, _without_weights):

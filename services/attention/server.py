@@ -75,6 +75,7 @@ class AttentionServer(LLMServer):
             await self.__serve_build_asgi_app__(),
             is_dead=lambda: engine_is_dead(self.engine),
             stranded=lambda: self._follower.stranded,
+            lost_gateways=lambda: self._follower.lost_gateways,
             deadline_s=config.router.lost_expert_deadline_s,
             tracing=self._tracing,
         )

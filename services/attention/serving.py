@@ -23,8 +23,10 @@ from services.tracing import TRACEPARENT, Tracing, from_traceparent, inside, to_
 log = logging.getLogger(__name__)
 
 Answer = Head | Part
+LOOK_S = 1.0  # between two looks at whether the gateway lives
 LEAVE_S = 2.0  # for the routes to clear up
 WAITING = 64  # parts that wait for the gateway before the routes are held up
+TOO_LATE = "the deadline was over before the engine saw it."
 JSON_HEADERS = ((b"content-type", b"application/json"),)
 
 
@@ -37,17 +39,20 @@ class Routes:
         *,
         is_dead: Callable[[], bool],
         stranded: Callable[[], Stranded | None],
+        lost_gateways: Callable[[], frozenset[str]],
         deadline_s: float,
         tracing: Tracing | None = None,
     ) -> None:
         """is_dead: whether the engine's process has ended; stranded: what it waits for now, which
 
-        a request does for `deadline_s`.
+        a request does for `deadline_s`. lost_gateways: whose requests end, for nobody waits.
         """
         self._is_dead = is_dead
         self.described = describe(app, RELAYED_PATHS)
+        hide_folder(app)
         self._app = app
         self._stranded = stranded
+        self._lost_gateways = lost_gateways
         self._deadline_s = deadline_s
         self._tracing = tracing or Tracing()
 
@@ -55,23 +60,24 @@ class Routes:
         """A head, then parts. Closing it ends the request. Raises PeerLost if the engine dies."""
         if time.time() > request.expires_s:
             yield Head(504, JSON_HEADERS)
-            yield Part(error_body(504, "the deadline was over before the engine saw it."))
+            yield Part(error_body(504, TOO_LATE, path=request.path))
             return
         if request.path not in self.described["paths"] and not request.path.startswith(ONE_MODEL):
             yield Head(404, JSON_HEADERS)
-            yield Part(error_body(404, f"this model has no {request.path}."))
+            yield Part(error_body(404, f"this model has no {request.path}.", path=request.path))
             return
         answers = until_lost(self._run(request), self._stranded, self._deadline_s)
         has_begun = False
         async with aclosing(answers):
             async for answer in answers:
                 if isinstance(answer, Head | Part):
-                    has_begun = True
+                    has_begun |= isinstance(answer, Part)  # a head alone has not left the gateway
                     yield answer
                     continue
                 if not has_begun:
                     yield Head(503, (*JSON_HEADERS, (b"retry-after", b"5")))
-                yield Part((error_event if has_begun else error_body)(503, answer))
+                say = error_event if has_begun else error_body
+                yield Part(say(503, answer, path=request.path))
 
     async def _run(self, request: RelayedRequest) -> AsyncGenerator[Answer, None]:
         answers: asyncio.Queue[Answer | None] = asyncio.Queue(WAITING)
@@ -90,8 +96,11 @@ class Routes:
         with inside(span):
             task = asyncio.create_task(self._call(request, generation, answers, left))
         try:
-            while (answer := await answers.get()) is not None:
+            while (answer := await self._next(answers, request)) is not None:
                 yield answer
+            if not task.done() and request.gateway_id in self._lost_gateways():
+                log.warning("its gateway died: request_id=%s", request.request_id)
+                return
             await task
             if self._is_dead():
                 raise PeerLost("the engine died")
@@ -104,6 +113,16 @@ class Routes:
             span.set_attribute("gen_ai.usage.input_tokens", generation.prompt_tokens)
             span.set_attribute("gen_ai.usage.output_tokens", generation.output_tokens)
             span.end()
+
+    async def _next(
+        self, answers: "asyncio.Queue[Answer | None]", request: RelayedRequest
+    ) -> Answer | None:
+        """None at the end, and when the gateway that asked is dead."""
+        while request.gateway_id not in self._lost_gateways():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_S):
+                    return await answers.get()
+        return None
 
     async def _call(
         self,
@@ -170,6 +189,12 @@ def _scope(request: RelayedRequest, traceparent: str) -> dict[str, Any]:
         "client": None,
         "server": None,
     }
+
+
+def hide_folder(app: Any) -> None:
+    """Have `/v1/models` say a model's name where vLLM names its folder, which is the host's."""
+    for model in app.state.openai_serving_models.base_model_paths:
+        model.model_path = model.name
 
 
 def describe(app: Any, paths: frozenset[str]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from router.table import ShardAddress
 from services.experts.account import WorkerStats
 from services.experts.kernel import ExpertKernel, LoadedSlots
 from services.experts.watch import ShardWatch, named
-from services.lifecycle import give_back_memory
+from services.lifecycle import give_back_memory, let_others_first
 from services.tracing import Tracing
 from services.transport.base import Delivery, RowPort, RowsAnswer, RowsRefusal, RowsRequest
 
@@ -126,6 +126,8 @@ class ShardWorker:
 
     def _run(self) -> None:
         torch.set_num_threads(self._threads)
+        if not torch.cuda.is_available():
+            let_others_first()
         try:
             while not self._stopping.is_set():
                 while not self._tasks.empty():

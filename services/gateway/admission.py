@@ -1,29 +1,43 @@
 """Lets so many requests at a time through to the engines; the rest wait, few and not for long.
 
-Whoever has the fewest requests running goes first, so one key cannot keep the others waiting. A
-request that would wait too long is told so at once, which costs nothing and keeps queues short.
+Whoever has the fewest requests running goes first, so one key cannot keep the others waiting. Only
+those wait who will have their turn in time, by what has left lately (`pace`): under overload the
+queue is as short as that, and the others are told so at once, which costs nothing.
 """
 
 import asyncio
+import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from services.gateway.errors import Refusal
+from services.gateway.pace import Pace
 
 RETRY_AFTER_S = 1.0
+
+Turn = asyncio.Future[None]
 
 
 class Admission:
     """One gateway's door."""
 
-    def __init__(self, *, max_running: int, max_waiting: int, max_wait_s: float) -> None:
+    def __init__(
+        self,
+        *,
+        max_running: int,
+        max_waiting: int,
+        max_wait_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.max_running = max_running  # may change at any time
         self.is_closing = False
         self._max_waiting = max_waiting
         self._max_wait_s = max_wait_s
+        self._clock = clock
+        self._pace = Pace()
         self._running: Counter[str] = Counter()
-        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
+        self._waiting: dict[str, deque[Turn]] = {}
 
     @property
     def running(self) -> int:
@@ -38,19 +52,26 @@ class Admission:
     @asynccontextmanager
     async def enter(self, name: str) -> AsyncIterator[None]:
         """Wait to be let through. name: the key's. Raises Refusal: 503."""
-        if self.is_closing:
-            raise Refusal(503, "this gateway is stopping. Send the request again.", retry_after_s=1)
+        self.check(name)
         if self.running < self.max_running and not self._waiting:
             self._running[name] += 1
         else:
             await self._wait(name)
+        entered_s = self._clock()
         try:
             yield
         finally:
-            self._running[name] -= 1
-            if not self._running[name]:
-                del self._running[name]
-            self.let_in()
+            self._pace.took(self._clock() - entered_s)
+            self._leave(name)
+
+    def check(self, name: str) -> None:
+        """Raises Refusal, 503, if `enter` would at once; for those whose body is still to come."""
+        if self.is_closing:
+            raise Refusal(503, "this gateway is stopping. Send the request again.", retry_after_s=1)
+        if self.running < self.max_running and not self._waiting:
+            return
+        if (problem := self._why_not_wait()) and self._to_push_out(name) is None:
+            raise Refusal(503, problem, retry_after_s=RETRY_AFTER_S)
 
     def let_in(self) -> None:
         """Let those through for whom there is room."""
@@ -66,20 +87,15 @@ class Admission:
                 turn.set_result(None)
 
     async def _wait(self, name: str) -> None:
-        if self.waiting >= self._max_waiting:
-            raise Refusal(
-                503,
-                f"{self.running} requests are being answered and {self.waiting} wait; the limit of "
-                f"the latter is {self._max_waiting} (limits.max_queued_requests). Try again later.",
-                retry_after_s=RETRY_AFTER_S,
-            )
+        if problem := self._why_not_wait():
+            self._push_out(name, problem)
         turn = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(name, deque()).append(turn)
         try:
             async with asyncio.timeout(self._max_wait_s):  # wait_for can swallow a cancellation
                 await turn
         except TimeoutError:
-            if not turn.cancelled():  # let in at the last moment
+            if _was_let_in(turn):  # at the last moment
                 return
             raise Refusal(
                 503,
@@ -88,16 +104,58 @@ class Admission:
                 retry_after_s=RETRY_AFTER_S,
             ) from None
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():  # let in, and gone in the same moment
-                self._running[name] -= 1
-                self.let_in()
+            if _was_let_in(turn):  # and gone in the same moment
+                self._leave(name)
             raise
         finally:
             self._forget(name, turn)
 
-    def _forget(self, name: str, turn: "asyncio.Future[None]") -> None:
+    def _why_not_wait(self) -> str:
+        """Why one more may not wait; empty if it may."""
+        if self.waiting >= self._max_waiting:
+            return (
+                f"{self.running} requests are being answered and {self.waiting} wait; the limit of "
+                f"the latter is {self._max_waiting} (limits.max_queued_requests). Try again later."
+            )
+        wait_s = self._pace.wait_s(self.waiting, self.max_running)
+        if wait_s > self._max_wait_s:
+            return (
+                f"{self.running} requests are being answered and {self.waiting} wait; the next one "
+                f"would for {wait_s:.1f} s, and the limit is {self._max_wait_s:g} "
+                "(limits.max_queue_wait_s). Try again later."
+            )
+        return ""
+
+    def _to_push_out(self, name: str) -> str | None:
+        """The key that has most here, if it would still have no less when `name` has one more."""
+        heaviest = max(self._waiting, key=self._weight, default=name)
+        return heaviest if self._weight(heaviest) > self._weight(name) + 1 else None
+
+    def _push_out(self, name: str, problem: str) -> None:
+        """Send the last one of that key away."""
+        heaviest = self._to_push_out(name)
+        assert heaviest is not None, "`check` has refused that"
+        turn = self._waiting[heaviest][-1]
+        self._forget(heaviest, turn)
+        if not turn.done():
+            turn.set_exception(Refusal(503, problem, retry_after_s=RETRY_AFTER_S))
+
+    def _weight(self, name: str) -> int:
+        return self._running[name] + len(self._waiting.get(name, ()))
+
+    def _leave(self, name: str) -> None:
+        self._running[name] -= 1
+        if not self._running[name]:
+            del self._running[name]
+        self.let_in()
+
+    def _forget(self, name: str, turn: Turn) -> None:
         queue = self._waiting.get(name)
         if queue is not None and turn in queue:
             queue.remove(turn)
             if not queue:
                 del self._waiting[name]
+
+
+def _was_let_in(turn: Turn) -> bool:
+    return turn.done() and not turn.cancelled() and turn.exception() is None

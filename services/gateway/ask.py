@@ -1,6 +1,7 @@
 """Asks attention replicas through a Serve handle; tells a death from an answer."""
 
 from contextlib import aclosing, suppress
+from dataclasses import replace
 from typing import cast
 
 from ray.exceptions import ObjectLostError, RayActorError, RayTaskError, WorkerCrashedError
@@ -20,13 +21,17 @@ from services.relayed import RelayedRequest
 DEATHS = (RayActorError, ObjectLostError, WorkerCrashedError, ReplicaUnavailableError)
 
 
-def ask_through(handle: DeploymentHandle, desk: AnswerDesk) -> Ask:
-    """handle: of the attention deployment. Serve picks the replica; pieces come to the desk."""
+def ask_through(handle: DeploymentHandle, desk: AnswerDesk, gateway_id: str) -> Ask:
+    """handle: of the attention deployment. Serve picks the replica; pieces come to the desk.
+
+    Serve does not tell a replica of deaths on this side: what it is asked bears our name, so that
+    it hears of ours from the controller.
+    """
     calls = handle.options(method_name="answer")
 
     async def ask(request: RelayedRequest) -> Answers:
         call = desk.open()
-        response = calls.remote(request, call.reply_to)
+        response = calls.remote(replace(request, gateway_id=gateway_id), call.reply_to)
         try:
             async with aclosing(call.follow(_returned(response))) as answers:
                 async for answer in answers:

@@ -19,6 +19,7 @@ MAX_INTEGER = 2**63 - 1
 MAX_GRAMMAR_CHARS = 16_384  # of a regular expression, a grammar or a JSON schema
 MAX_REPEATS = 4_096  # of {m,n}, nested ones multiplied, and of maxLength, maxItems
 REPEAT = re.compile(r"\{(\d*)(?:,(\d*))?\}")
+MAX_TOOLS = 128  # as OpenAI
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 BOUNDS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
 
@@ -163,6 +164,8 @@ def _grammars(values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         if isinstance(values.get(field), dict):
             yield field, values[field]
     tools = values.get("tools")
+    if isinstance(tools, list) and len(tools) > MAX_TOOLS:
+        raise Refusal(400, f"{len(tools)} tools; the limit is {MAX_TOOLS}.", param="tools")
     for number, tool in enumerate(tools if isinstance(tools, list) else ()):
         yield f"tools[{number}]", tool
 

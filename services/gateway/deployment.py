@@ -3,8 +3,9 @@
 import asyncio
 import logging
 import time
+from collections.abc import Awaitable
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from ray import serve
@@ -30,7 +31,9 @@ from services.tracing import start_tracing
 
 log = logging.getLogger(__name__)
 
-METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
+ANSWER_S = 10.0
+T = TypeVar("T")
 
 
 class Gateway:
@@ -68,7 +71,7 @@ class Gateway:
             keys=await self._controller.keys(),
         )
         self._tracing = start_tracing(config.tracing, "gateway")
-        ask = ask_through(attention, desk)
+        ask = ask_through(attention, desk, self._id)
         self._front = Front(gateway_settings(config), ask, own, self._tracing)
         self._tasks = [
             asyncio.create_task(self._follow(), name="follow"),
@@ -101,10 +104,10 @@ class Gateway:
             await asyncio.sleep(interval_s)
 
     async def _openapi(self, request: Request) -> Response:
-        return JSONResponse(await self._attention.describe.remote())
+        return JSONResponse(await in_time(self._attention.describe.remote(), "attention replica"))
 
     async def _status(self, request: Request) -> Response:
-        status = await self._controller.status()
+        status = await in_time(self._controller.status(), "controller")
         return JSONResponse(asdict(status))
 
     async def _rebalance(self, request: Request) -> Response:
@@ -112,6 +115,20 @@ class Gateway:
             return JSONResponse(asdict(await self._controller.rebalance()))
         except CapacityError as error:
             raise Refusal(503, str(error), retry_after_s=5) from error
+
+
+async def in_time(asked: Awaitable[T], who: str) -> T:
+    """The answer of another part. Raises Refusal, 503, if there is none, whatever Serve raises."""
+    try:
+        return await asyncio.wait_for(asked, ANSWER_S)
+    except Exception as error:
+        log.warning("no answer: from=%s %r", who, error)
+        raise Refusal(503, f"the {who} does not answer.", retry_after_s=5) from error
+
+
+async def broken(request: Request, error: Exception) -> Response:
+    """Our own mistakes, which are logged by whoever called this, in the clients' shape."""
+    return Refusal(500, "the gateway failed. This is a bug.").response(request.scope["path"])
 
 
 def build_gateway(
@@ -124,6 +141,7 @@ def build_gateway(
 ) -> Application:
     """The application's ingress: one route for all paths, so that every request is looked at."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app.add_exception_handler(Exception, broken)
     app.api_route("/{path:path}", methods=METHODS)(Gateway.any)
     deployment = serve.deployment(serve.ingress(app)(Gateway), name="Gateway", **options)
     return deployment.bind(config, attention=attention, controller=controller, pool=pool)

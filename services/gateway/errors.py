@@ -1,5 +1,6 @@
 """What a gateway says no with."""
 
+import math
 from collections.abc import Mapping
 
 from starlette.responses import Response
@@ -25,12 +26,12 @@ class Refusal(Exception):
         self.param = param
         self.headers = dict(headers or {})
         if retry_after_s is not None:
-            self.headers["retry-after"] = str(max(1, round(retry_after_s)))
+            self.headers["retry-after"] = str(max(1, math.ceil(retry_after_s)))
 
-    def response(self) -> Response:
-        """In the shape that OpenAI's clients read."""
+    def response(self, path: str) -> Response:
+        """In the shape that clients of this path read."""
         return Response(
-            error_body(self.status, self.message, self.param),
+            error_body(self.status, self.message, self.param, path=path),
             self.status,
             headers=self.headers,
             media_type="application/json",

@@ -19,7 +19,7 @@ from services.gateway.limits import Limiter
 from services.gateway.relay import Ask
 from services.gateway.relayed_response import Job, RelayedResponse
 from services.gateway.request_account import LEFT, RequestAccount
-from services.gateway.routes import Route, find_route
+from services.gateway.routes import MAX_SHOWN, Route, find_route
 from services.gateway.settings import GatewaySettings
 from services.messages import GatewayNews, GatewayReport
 from services.relayed import RelayedRequest
@@ -44,6 +44,23 @@ def check_headers(headers: Sequence[tuple[bytes, bytes]]) -> None:
             431,
             f"{len(headers)} headers of {size} bytes; the limits are {MAX_HEADERS} and "
             f"{MAX_HEADER_BYTES}. Send fewer.",
+        )
+
+
+def check_encoding(headers: Mapping[str, str]) -> None:
+    """Raises Refusal 415 if the body is not plain JSON."""
+    content_type = headers.get("content-type", "")
+    if content_type.split(";")[0].strip().lower() != "application/json":
+        raise Refusal(
+            415,
+            f"Content-Type is {content_type[:MAX_SHOWN]!r}; send the body as JSON with "
+            "Content-Type: application/json.",
+        )
+    encoding = headers.get("content-encoding", "identity")
+    if encoding.strip().lower() not in ("", "identity"):
+        raise Refusal(
+            415,
+            f"Content-Encoding is {encoding[:MAX_SHOWN]!r}; send the body as it is, without one.",
         )
 
 
@@ -92,7 +109,7 @@ class Front:
                 response = await self._own[request.scope["path"]](request)
         except (Refusal, ClientDisconnect) as error:
             refusal = error if isinstance(error, Refusal) else Refusal(400, "the client left.")
-            response = refusal.response()
+            response = refusal.response(request.scope["path"])
             if account is not None:
                 if isinstance(error, ClientDisconnect):
                     account.ended("cancelled", LEFT)
@@ -120,7 +137,7 @@ class Front:
             theirs if CLIENT_ID.match(theirs) else "-",
             key_name,
             request.method,
-            request.scope["path"][:100],
+            request.scope["path"][:MAX_SHOWN],
             response.status_code,
             1000 * (time.monotonic() - started_s),
         )
@@ -153,14 +170,9 @@ class Front:
         if self._news.problem:
             raise self._not_ready()
         body, settings, values = b"", self.settings, {}
+        self.admission.check(key.name)
         if request.method == "POST":
-            content_type = request.headers.get("content-type", "")
-            if content_type.split(";")[0].strip().lower() != "application/json":
-                raise Refusal(
-                    415,
-                    f"Content-Type is {content_type[:80]!r}; send the body as JSON with "
-                    "Content-Type: application/json.",
-                )
+            check_encoding(request.headers)
             body = await read_body(
                 request, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s
             )
@@ -170,7 +182,7 @@ class Front:
         account.asked(key_name=key.name, model=values.get("model"))
         relayed = RelayedRequest(
             request_id=account.request_id,
-            method=request.method,
+            method="GET" if request.method == "HEAD" else request.method,  # the server drops it
             path=request.scope["path"],
             query=request.scope["query_string"],
             body=body,

@@ -5,6 +5,7 @@ only afterwards, so a bucket may go below zero by one request's tokens, and is t
 What other gateways let through is taken off as soon as it is told (`Limiter.learn`).
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -82,7 +83,7 @@ class Limiter:
                 raise Refusal(
                     429,
                     f"key {key.name!r} has used up its {bucket.per_minute} {name} a minute. "
-                    f"Try again in {max(1, round(wait_s))} s.",
+                    f"Try again in {max(1, math.ceil(wait_s))} s.",
                     retry_after_s=wait_s,
                 )
         state.mine += Use(requests=1, streams=1)

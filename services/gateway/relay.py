@@ -5,6 +5,7 @@ it was: the next replica is told the token ids so far, makes the same pieces of 
 are left out here, and adds the rest.
 """
 
+import asyncio
 import logging
 import re
 import time
@@ -34,12 +35,16 @@ RESUMABLE = ("/v1/chat/completions", "/v1/completions", "/v1/messages")
 """Not /v1/responses: every event carries identifiers that the next replica would draw anew."""
 
 MAX_ATTEMPTS = 3
+PAUSE_S = 0.25  # until a replica whose engine died has ended too, or it would be asked again
 CREATED = re.compile(rb'"created":(\d+)')
 
 
 @dataclass(slots=True)
 class _Sent:
-    """What the client has got."""
+    """What the client has got; the head goes with the first part, so that a death before that
+
+    costs nothing.
+    """
 
     head: Head | None = None
     n_parts: int = 0
@@ -57,7 +62,9 @@ class _Sent:
         self.can_resume = part.can_resume
 
 
-async def relay(request: RelayedRequest, ask: Ask, took_over: TookOver) -> Answers:
+async def relay(
+    request: RelayedRequest, ask: Ask, took_over: TookOver, *, pause_s: float = PAUSE_S
+) -> Answers:
     """What the client is to get. Raises PeerLost if it cannot be finished, CapacityError.
 
     took_over: called with whether the answer had begun, each time another replica is asked.
@@ -70,39 +77,42 @@ async def relay(request: RelayedRequest, ask: Ask, took_over: TookOver) -> Answe
                     yield answer
             return
         except PeerLost as error:
-            what = f"after {sent.n_parts} parts" if sent.head else "before its answer"
+            what = f"after {sent.n_parts} parts" if sent.n_parts else "before its answer"
             log.warning("replica lost: request_id=%s %s: %s", request.request_id, what, error)
             if attempt == MAX_ATTEMPTS or time.time() > request.expires_s:
                 raise
-            if sent.head is None:
+            if not sent.n_parts:
                 if attempt > 1:
                     raise
-            elif sent.n_parts and not (sent.can_resume and request.path in RESUMABLE):
+            elif not (sent.can_resume and request.path in RESUMABLE):
                 raise PeerLost(
                     "the attention replica died, and this kind of answer cannot be taken over by "
                     "another one. Send the request again."
                 ) from error
             took_over(in_stream=sent.n_parts > 0)
+            await asyncio.sleep(pause_s)
             request = replace(request, resume=Resume(tuple(sent.groups), sent.n_parts))
 
 
 async def _attempt(request: RelayedRequest, ask: Ask, sent: _Sent) -> Answers:
-    again = _Again(sent.n_parts, sent.n_bytes, sent.created) if sent.head else None
+    again = _Again(sent.n_parts, sent.n_bytes, sent.created) if sent.n_parts else None
     if not sent.n_parts:
         request = replace(request, resume=None)
     async with aclosing(ask(request)) as answers:
         async for answer in answers:
             if isinstance(answer, Head):
-                if sent.head is None:
-                    sent.head = answer
-                    yield answer
-                elif answer.status != sent.head.status:
+                if sent.n_parts and sent.head and answer.status != sent.head.status:
                     raise PeerLost(f"taken over by another replica, it ended with {answer.status}")
+                sent.head = sent.head if sent.n_parts else answer
                 continue
             part = answer if again is None else again.follow(answer)
             if part is not None:
+                if not sent.n_parts and sent.head:
+                    yield sent.head
                 sent.add(part)
                 yield part
+    if not sent.n_parts and sent.head:
+        yield sent.head
 
 
 class _Again:

@@ -5,6 +5,7 @@ import logging
 import time
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from starlette.responses import Response
@@ -12,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from monitoring.meter import Meter
 from router.errors import CapacityError, PlatformError
-from services.errors import error_body, error_event
+from services.errors import error_body, error_event, is_anthropic, is_error_event, reshaped
 from services.gateway.errors import Refusal
 from services.gateway.keys import Key
 from services.gateway.relay import relay
@@ -25,8 +26,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ERROR_EVENT = b'data: {"error"'  # with which a stream that cannot go on ends
-KEPT = (b"content-type", b"retry-after", b"allow")
+KEPT = (b"content-type", b"content-length", b"retry-after", b"allow")
 """Of the replica's headers; the others speak of its side of the relay."""
 
 
@@ -48,6 +48,7 @@ class RelayedResponse(Response):
         self._front = front
         self._job = job
         self._has_begun = False
+        self._error: bytearray | None = None  # of vLLM's routes, which is to change its shape
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI. A client that leaves ends the request in the engine."""
@@ -82,6 +83,9 @@ class RelayedResponse(Response):
                     if isinstance(answer, Head):
                         await self._begin(send, answer)
                         continue
+                    if self._error is not None:
+                        self._error += answer.body
+                        continue
                     tokens = answer.prompt_tokens + answer.output_tokens
                     if job.is_counted and tokens > used:
                         front.limiter.used(job.key, tokens - used)
@@ -90,7 +94,7 @@ class RelayedResponse(Response):
                         prompt_tokens=answer.prompt_tokens, output_tokens=answer.output_tokens
                     )
                     await self._send(send, answer)
-            await self._end(send, b"")
+            await self._end(send, self._reshaped_error())
             job.account.ended(Meter.outcome_of(self.status_code), self.status_code)
         except TimeoutError:
             await self._refuse(send, Refusal(504, "the request's time is over."))
@@ -108,25 +112,35 @@ class RelayedResponse(Response):
     async def _begin(self, send: Send, head: Head) -> None:
         self._has_begun, self.status_code = True, head.status
         kept = [(name, value) for name, value in head.headers if name.lower() in KEPT]
+        if head.status >= HTTPStatus.BAD_REQUEST and is_anthropic(self._job.request.path):
+            self._error = bytearray()
+            kept = [one for one in kept if one[0].lower() != b"content-length"]
         await send({"type": "http.response.start", "status": head.status, "headers": kept})
 
     async def _send(self, send: Send, part: Part) -> None:
-        if part.body.startswith(ERROR_EVENT):
+        if is_error_event(part.body):
             self._job.account.ended("server_error", self.status_code)
         await send({"type": "http.response.body", "body": part.body, "more_body": True})
 
     async def _end(self, send: Send, body: bytes) -> None:
         await send({"type": "http.response.body", "body": body, "more_body": False})
 
+    def _reshaped_error(self) -> bytes:
+        if self._error is None:
+            return b""
+        return reshaped(self.status_code, bytes(self._error), self._job.request.path)
+
     async def _refuse(self, send: Send, refusal: Refusal) -> None:
         self._job.account.ended(Meter.outcome_of(refusal.status), refusal.status)
+        path = self._job.request.path
         if self._has_begun:
-            await self._end(send, error_event(refusal.status, refusal.message))
+            await self._end(send, error_event(refusal.status, refusal.message, path=path))
             return
         headers = [(name.encode(), value.encode()) for name, value in refusal.headers.items()]
         headers.append((b"content-type", b"application/json"))
         await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
-        await self._end(send, error_body(refusal.status, refusal.message, refusal.param))
+        body = error_body(refusal.status, refusal.message, refusal.param, path=path)
+        await self._end(send, body)
 
 
 async def _disconnected(receive: Receive) -> None:

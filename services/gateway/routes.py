@@ -53,13 +53,15 @@ ROUTES = {
 }
 RELAYED_PATHS = frozenset(path for path, route in ROUTES.items() if route.is_relayed)
 ONE_MODEL = "/v1/models/"
+MAX_SHOWN = 100  # characters of a path that an error repeats
 
 
 def find_route(method: str, path: str) -> Route:
     """Raises Refusal: 404 or 405."""
     route = ROUTES.get("/v1/models" if path.startswith(ONE_MODEL) else path)
     if route is None:
-        raise Refusal(404, f"there is no {path!r} here. GET /openapi.json lists the routes.")
+        shown = path[:MAX_SHOWN]
+        raise Refusal(404, f"there is no {shown!r} here. GET /openapi.json lists the routes.")
     if method not in route.methods:
         allowed = ", ".join(sorted(route.methods))
         raise Refusal(405, f"{path} takes {allowed}, not {method}.", headers={"allow": allowed})

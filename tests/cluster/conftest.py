@@ -150,7 +150,16 @@ class Applications:
             self.current = None
 
 
-ORDER = ("application", "gateway", "tracing", "metrics", "operation", "dashboard", "faults")
+ORDER = (
+    "application",
+    "gateway",
+    "conformance",
+    "tracing",
+    "metrics",
+    "operation",
+    "dashboard",
+    "faults",
+)
 """Modules that use one and the same application; it is started once if they come together."""
 
 

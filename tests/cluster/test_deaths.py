@@ -1,4 +1,4 @@
-"""Two attention replicas: one is killed under load, and nobody's stream breaks."""
+"""Two attention replicas and two gateways: one is killed under load, and no stream breaks."""
 
 import asyncio
 import os
@@ -17,17 +17,18 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
 
 MODEL = "bench-model"
 TOKENS = 300
+FEWER = 100
 STREAMS = 6
 TAKEOVERS = "expertmesh_takeovers_total{"
 
 
 @pytest.fixture
 def two(applications: Applications) -> Application:
-    """A random model, two attention replicas that share two shards."""
+    """A random model, two attention replicas that share two shards, two gateways."""
     build_random_model(RANDOM_MODEL, seed=0, progress=print)
     return applications.running(
         "model.dtype=float32", "attention.replicas=2", "attention.kv_cache_gib=0.25",
-        model=RANDOM_MODEL,
+        "gateway.replicas=2", model=RANDOM_MODEL,
     )  # fmt: skip
 
 
@@ -78,3 +79,29 @@ def test_streams_go_on_when_their_replica_or_its_engine_is_killed(two: Applicati
         assert takeovers(two) > taken_over, "the one that was killed had no stream"
         same = sum(a.text == b.text for a, b in zip(calm, disturbed, strict=True))
         print(f"{title}: {same} of {STREAMS} texts as undisturbed")
+
+
+def test_a_gateway_that_is_killed_costs_no_request_that_has_no_byte_yet(two: Application) -> None:
+    doomed, *others = two.processes(":Gateway")
+    assert len(others) == 1
+
+    async def run() -> tuple[list[httpx.Response], list[Stream]]:
+        body = {"model": MODEL, "prompt": "Once", "max_tokens": FEWER, "ignore_eos": True}
+        async with open_client(two.url, clients=2 * STREAMS) as client:
+            streams = [
+                asyncio.create_task(stream_one(client, model=MODEL, prompt="?", max_tokens=FEWER))
+                for _ in range(STREAMS)
+            ]
+            wholes = [
+                asyncio.create_task(client.post("/v1/completions", json=body))
+                for _ in range(STREAMS)
+            ]
+            await asyncio.sleep(1)
+            os.kill(doomed, signal.SIGKILL)
+            return await asyncio.gather(*wholes), await asyncio.gather(*streams)
+
+    wholes, streams = asyncio.run(run())
+    assert [answer.status_code for answer in wholes] == [200] * STREAMS
+    errors = [stream.error for stream in streams if stream.failed]
+    print(f"{len(errors)} of {STREAMS} streams had begun at the gateway that was killed")
+    assert all("the gateway that answered died" in error for error in errors), errors

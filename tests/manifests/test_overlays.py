@@ -15,6 +15,7 @@ import yaml
 from deploy.kubernetes.render import K8S
 from services.config import DeploymentConfig, load_config
 from services.config_gateway import GatewayConfig
+from services.local_ray import PROXY_HOOK
 from tests.support.hollow import DEMO, QWEN3_30B, make_hollow
 from tests.support.overlays import (
     OVERLAYS,
@@ -169,6 +170,13 @@ def test_pods_offer_what_the_actors_reserve(overlay: str, tmp_path: Path) -> Non
             limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
             assert float(group["rayStartParams"]["num-cpus"]) >= section.cpus
             assert int(limits.get("nvidia.com/gpu", 0)) == section.gpus
+
+
+def test_every_ray_may_start_a_proxy_with_our_middleware(overlay: str) -> None:
+    name, value = PROXY_HOOK
+    for group in pod_groups(rendered(overlay)).values():
+        ray = group["template"]["spec"]["containers"][0]
+        assert {"name": name, "value": value} in ray["env"]
 
 
 def test_every_container_is_restricted(overlay: str) -> None:

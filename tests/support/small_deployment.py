@@ -116,6 +116,7 @@ class Deployment:
             self.engine,
             is_dead=lambda: False,
             stranded=lambda: None,
+            lost_gateways=frozenset,
             deadline_s=5.0,
             tracing=tracing("attention"),
         )

@@ -21,11 +21,13 @@ def test_those_who_were_refused_are_told_from_those_who_failed(tmp_path: Path) -
         stream("status 429: too many"),
         stream("status 500: broken"),
     ]
-    step = summarise(4.0, 8.0, streams, 5.0, 2**30)
+    seen_bytes = [size * 2**20 for size in (500, 990, 1024, 1000)]
+    step = summarise(4.0, 8.0, streams, 5.0, seen_bytes)
     assert (step.sent, step.refused, step.failed) == (6, 2, 1)
     assert step.tokens_per_s == 3 * 20 / 5
     assert step.ttft_p50_s == pytest.approx(0.2)
     assert step.errors == ("status 500: broken",)
+    assert (step.resident_bytes, step.grown_bytes) == (2**30, 10 * 2**20)
     report = OverloadReport("overload", circumstances(0, ["bench"]), "app", 2.0, (step,))
     assert "| 4 | 8.00 | 6 | 2 | 1 | 12.0 | 200 |" in " ".join(text_of(report).split())
     assert "4: status 500: broken" in text_of(report)

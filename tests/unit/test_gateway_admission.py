@@ -7,6 +7,7 @@ import pytest
 
 from services.gateway.admission import Admission
 from services.gateway.errors import Refusal
+from services.gateway.pace import Pace
 
 
 class Crowd:
@@ -65,7 +66,7 @@ async def test_a_full_queue_refuses_at_once() -> None:
     tasks = [crowd.send(name) for name in ("a1", "a2", "a3")]
     await settle()
     with pytest.raises(Refusal) as refusal:
-        await crowd.send("b1")
+        await crowd.send("a4")
     assert refusal.value.status == 503
     assert "limits.max_queued_requests" in refusal.value.message
     assert refusal.value.headers["retry-after"] == "1"
@@ -153,3 +154,71 @@ async def test_a_closing_gateway_takes_nothing_new() -> None:
     with pytest.raises(Refusal, match="stopping"):
         async with door.enter("a"):
             pass
+
+
+async def test_nobody_waits_for_a_turn_that_would_come_too_late() -> None:
+    now_s = [0.0]
+    door = Admission(max_running=2, max_waiting=10, max_wait_s=3.0, clock=lambda: now_s[0])
+    crowd = Crowd(door)
+    for name in ("a1", "a2"):  # each stays for four seconds: with two places, one leaves every two
+        crowd.send(name)
+        await settle()
+        now_s[0] += 4.0
+        await crowd.leave(name)
+    tasks = [crowd.send(name) for name in ("a3", "a4", "a5")]
+    await settle()
+    assert (door.running, door.waiting) == (2, 1), "a5 waits for two seconds"
+    with pytest.raises(Refusal) as refusal:
+        await crowd.send("a6")
+    assert refusal.value.status == 503
+    assert "the next one would for 4.0 s, and the limit is 3" in refusal.value.message
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert (door.running, door.waiting) == (0, 0)
+
+
+async def test_a_full_queue_makes_room_for_a_key_that_has_less() -> None:
+    crowd = Crowd(a_door(max_waiting=2))
+    tasks = {name: crowd.send(name) for name in ("a1", "a2", "a3", "a4")}
+    await settle()
+    tasks["b1"] = crowd.send("b1")
+    await settle()
+    with pytest.raises(Refusal, match=r"limits\.max_queued_requests"):
+        await tasks.pop("a4")
+    with pytest.raises(Refusal):
+        await crowd.send("a5")
+    await crowd.leave("a1")
+    assert crowd.inside == ["a1", "a2", "b1"]
+    await crowd.leave("a2")
+    for name in ("b1", "a3"):
+        await crowd.leave(name)
+    await asyncio.gather(*tasks.values())
+    assert (crowd.door.running, crowd.door.waiting) == (0, 0)
+
+
+async def test_who_is_sent_away_while_his_time_runs_out_is_not_let_in() -> None:
+    crowd = Crowd(a_door(max_running=1, max_waiting=1, max_wait_s=0.01))
+    first, second = crowd.send("a1"), crowd.send("a2")
+    await settle()
+    third = crowd.send("b1")
+    time.sleep(0.02)  # the loop sees the time-out of a2 and that it is sent away in one round
+    with pytest.raises(Refusal):
+        await second
+    third.cancel()
+    await asyncio.gather(third, return_exceptions=True)
+    assert (crowd.inside, crowd.door.running) == (["a1"], 1)
+    await crowd.leave("a1")
+    await first
+
+
+def test_the_pace_follows_what_ended_last() -> None:
+    pace = Pace()
+    assert pace.wait_s(10, 2) == 0.0, "nobody has left yet"
+    for _ in range(100):
+        pace.took(1.0)
+    assert pace.wait_s(0, 4) == pytest.approx(0.25)
+    assert pace.wait_s(7, 4) == pytest.approx(2.0)
+    for _ in range(100):
+        pace.took(3.0)
+    assert pace.wait_s(0, 4) == pytest.approx(0.75, rel=0.05)

@@ -50,6 +50,7 @@ def test_ordinary_bodies_pass(body: dict[str, object]) -> None:
         (b'{"structured_outputs": {"regex": "(a{1,1000}){1,1000}"}}', "1000000 repetitions"),
         (b'{"structured_outputs": {"regex": "a{99999999999999}"}}', "repetitions"),
         (b'{"response_format": {"schema": {"maxItems": 100000}}}', "100000 repetitions"),
+        (b'{"tools": [' + b"{}, " * 128 + b"{}]}", "129 tools; the limit is 128"),
         (b'{"tools": [{"x": "' + b"y" * 20_000 + b'"}]}', "tools[0] has 20"),
     ],
 )

@@ -57,7 +57,9 @@ def test_no_key_or_a_wrong_one_is_401_and_is_not_repeated(file: Path) -> None:
 
 
 def test_without_a_file_everyone_may_do_everything() -> None:
-    assert Keys(None).check([], Scope.ADMIN).name == "anyone"
+    keys = Keys(None)
+    assert keys.check([], Scope.ADMIN).name == "anyone"
+    assert list(keys.by_name()) == ["anyone"], "its limits hold over several gateways"
 
 
 def test_a_changed_file_is_taken_over_and_a_broken_one_is_not(

@@ -7,7 +7,7 @@ import pytest
 
 from monitoring.meter import Meter
 from router.errors import EngineError, PeerLost
-from services.gateway.relay import relay
+from services.gateway.relay import PAUSE_S, relay
 from services.relayed import Head, Part, RelayedRequest
 
 REQUEST = RelayedRequest(
@@ -41,7 +41,7 @@ class Replicas:
 
 
 async def run(replicas: Replicas, request: RelayedRequest = REQUEST) -> list[Head | Part]:
-    return [answer async for answer in relay(request, replicas.ask, Meter().took_over)]
+    return [answer async for answer in relay(request, replicas.ask, Meter().took_over, pause_s=0)]
 
 
 def text(answers: list[Head | Part]) -> bytes:
@@ -62,6 +62,22 @@ async def test_before_the_first_byte_it_is_sent_again_once() -> None:
     assert [request.resume for request in replicas.asked] == [None, None]
     with pytest.raises(PeerLost):
         await run(Replicas(-1, -1))
+
+
+async def test_the_head_goes_with_the_first_byte() -> None:
+    with pytest.raises(PeerLost):
+        await run(Replicas(0, 0))  # once more, and no head of either
+    answers = []
+
+    async def ask(request: RelayedRequest) -> AsyncGenerator[Head | Part, None]:
+        answers.append(request)
+        yield Head(200 + len(answers), ())
+        if len(answers) == 1:
+            raise PeerLost("died")
+
+    assert [answer async for answer in relay(REQUEST, ask, Meter().took_over, pause_s=0)] == [
+        Head(202, ())
+    ]
 
 
 @pytest.mark.parametrize("after", [0, 1, 2, 3])
@@ -104,7 +120,7 @@ async def test_an_answer_that_comes_out_differently_is_not_mixed_in() -> None:
                 yield answer
 
     with pytest.raises(PeerLost, match="differently"):
-        [answer async for answer in relay(REQUEST, ask, Meter().took_over)]
+        [answer async for answer in relay(REQUEST, ask, Meter().took_over, pause_s=0)]
 
 
 async def test_errors_of_the_engine_are_not_tried_again() -> None:
@@ -118,5 +134,19 @@ async def test_errors_of_the_engine_are_not_tried_again() -> None:
             yield answer
 
     with pytest.raises(EngineError):
-        [answer async for answer in relay(REQUEST, ask, Meter().took_over)]
+        [answer async for answer in relay(REQUEST, ask, Meter().took_over, pause_s=0)]
     assert len(asked) == 1
+
+
+async def test_a_replica_whose_engine_died_has_time_to_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    paused: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        paused.append(seconds)
+
+    monkeypatch.setattr("services.gateway.relay.asyncio.sleep", sleep)
+    replicas = Replicas(1, 2)
+    answers = [answer async for answer in relay(REQUEST, replicas.ask, Meter().took_over)]
+    assert (len(answers), paused) == (5, [PAUSE_S, PAUSE_S])

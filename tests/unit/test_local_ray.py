@@ -1,17 +1,20 @@
-"""The token of a local Ray is for this user alone."""
+"""The token of a local Ray is for this user alone; its proxies are told of our middleware."""
 
+import importlib
 import os
 from pathlib import Path
 
 import pytest
 
-from services.local_ray import make_private_token, prepare_local_ray
+from services.local_ray import PROXY_HOOK, make_private_token, prepare_local_ray
 
 
 @pytest.fixture(autouse=True)
 def no_other_token(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(PROXY_HOOK[0], "to be put back afterwards")
+    monkeypatch.delenv(PROXY_HOOK[0])
 
 
 def mode(path: Path) -> int:
@@ -54,3 +57,16 @@ def test_no_token_is_made_for_a_ray_that_asks_for_none(
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     prepare_local_ray()
     assert os.listdir(tmp_path) == [".ray"]
+
+
+def test_serves_proxies_are_told_of_a_middleware_that_is_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("services.local_ray.use_loopback", lambda: None)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    prepare_local_ray()
+    module, _, function = os.environ[PROXY_HOOK[0]].rpartition(".")
+    assert getattr(importlib.import_module(module), function)()
+    monkeypatch.setenv(PROXY_HOOK[0], "operators.own")
+    prepare_local_ray()
+    assert os.environ[PROXY_HOOK[0]] == "operators.own"

@@ -1,0 +1,184 @@
+"""Around Serve's HTTP proxy: what it does when a gateway dies, and which headers it acts on.
+
+Runs in the proxy's process, through Serve's own hook for middlewares (`services.local_ray` names
+it), before any gateway sees the request; so it looks at no key and imports little. The proxy leaves
+a request whose gateway died unanswered: before its first byte it is sent to another gateway here,
+once, and after it a stream gets an error event. Where the proxy has no gateway at all it says so in
+plain text, with 404 while the application starts; clients are told 503 in the shape they read.
+"""
+
+import logging
+import re
+import uuid
+from collections.abc import MutableMapping
+from typing import Any
+
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from services.errors import error_body, error_event, is_anthropic
+
+log = logging.getLogger(__name__)
+
+MAX_KEPT_BYTES = 8 * 2**20  # of a body, for a second attempt; twice the default limit
+ATTEMPTS = 2
+CLIENT_ID = re.compile(rb"^[A-Za-z0-9._:-]{1,128}$")
+REQUEST_ID = b"x-request-id"
+FOR_SERVE = frozenset(
+    {
+        b"serve-multiplexed-model-id",  # which replicas to prefer
+        b"x-session-id",  # the same
+        b"x-request-timeout-seconds",  # whether the proxy gives up; ours is x-request-timeout
+        b"x-request-disconnect-disabled",  # keeps an engine at work for a client that left
+    }
+)
+"""Headers by which clients could steer the proxy, and of which bad bytes make it answer 500."""
+
+SERVES = "/-/"  # the proxy's own routes
+DIED = (502, "the gateway that answered died. Send the request again.", b"1")
+NO_GATEWAY = (503, "not ready: no gateway is there. Try again later.", b"5")
+
+Headers = list[tuple[bytes, bytes]]
+
+
+def middlewares() -> list[Middleware]:
+    """Serve's proxy asks for them when it starts."""
+    return [Middleware(Edge)]
+
+
+def cleaned(headers: Headers) -> Headers:
+    """Without what is for Serve, and with exactly one request id that can stand in a log."""
+    kept = [one for one in headers if one[0].lower().replace(b"_", b"-") not in FOR_SERVE]
+    ids = [value for name, value in kept if name.lower() == REQUEST_ID]
+    theirs = ids[0] if len(ids) == 1 and CLIENT_ID.match(ids[0]) else uuid.uuid4().hex.encode()
+    return [(REQUEST_ID, theirs), *(one for one in kept if one[0].lower() != REQUEST_ID)]
+
+
+class Edge:
+    """ASGI, around the proxy."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request; other kinds of connection pass."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = cleaned(scope["headers"])
+        request_id = headers[0][1]
+        incoming, answer = Incoming(receive), Outgoing(send, scope["path"], request_id)
+        for attempt in range(1, ATTEMPTS + 1):
+            await self._app({**scope, "headers": headers}, incoming.from_the_start(), answer)
+            if answer.has_begun or answer.is_serves_own or not incoming.can_repeat:
+                break
+            log.warning("a gateway died before its answer: request_id=%s", request_id.decode())
+            if attempt < ATTEMPTS:
+                answer.forget()
+        if not incoming.has_left:
+            await answer.finish()
+
+
+class Incoming:
+    """What the client sends, kept until it can be asked for no more."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._kept: list[Message] = []
+        self._bytes = 0
+        self.has_left = False
+
+    @property
+    def can_repeat(self) -> bool:
+        """Whether a second attempt would see all of it, and somebody waits for it."""
+        return not self.has_left and self._bytes <= MAX_KEPT_BYTES
+
+    def from_the_start(self) -> Receive:
+        """ASGI's receive, which begins with what has come so far."""
+        past = iter(self._kept.copy())
+
+        async def receive() -> Message:
+            for message in past:
+                return message
+            return await self._next()
+
+        return receive
+
+    async def _next(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            self.has_left = True
+            return message
+        self._bytes += len(message.get("body", b""))
+        if self.can_repeat:
+            self._kept.append(message)
+        else:
+            self._kept.clear()
+        return message
+
+
+class Outgoing:
+    """What goes to the client; its beginning is held back until there is a byte of the body."""
+
+    def __init__(self, send: Send, path: str, request_id: bytes) -> None:
+        self._send = send
+        self._path = path
+        self._request_id = request_id
+        self._head: MutableMapping[str, Any] | None = None
+        self.has_begun = False
+        self.is_serves_own = False  # an error in Serve's words, of which nothing is passed on
+        self._has_ended = False
+
+    async def __call__(self, message: Message) -> None:
+        """ASGI's send."""
+        if message["type"] == "http.response.start":
+            self._head = message
+            self.is_serves_own = message["status"] >= 400 and not self._path.startswith(SERVES)
+            self.is_serves_own &= self._is(b"text/plain")
+            return
+        if self.is_serves_own:
+            return
+        if message["type"] == "http.response.body":
+            is_last = not message.get("more_body", False)
+            if not message.get("body") and not is_last:
+                return
+            await self._begin()
+            self._has_ended = is_last
+        await self._send(message)
+
+    def forget(self) -> None:
+        """Nothing of the last attempt has been sent."""
+        self._head = None
+
+    async def finish(self) -> None:
+        """Say what is the matter if the answer has no end; a body without events is cut off."""
+        if self._has_ended:
+            return
+        if not self.has_begun:
+            status, words, retry_after = NO_GATEWAY if self.is_serves_own else DIED
+            headers = [(b"content-type", b"application/json"), (b"retry-after", retry_after)]
+            headers.append((REQUEST_ID, self._request_id))
+            self._head = {"type": "http.response.start", "status": status, "headers": headers}
+            body = error_body(status, words, path=self._path)
+        elif self._is(b"text/event-stream"):
+            body = error_event(*DIED[:2], path=self._path)
+        else:
+            return
+        await self._begin()
+        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+
+    def _is(self, content_type: bytes) -> bool:
+        headers: Headers = list(self._head["headers"]) if self._head else []
+        return any(
+            name.lower() == b"content-type" and value.startswith(content_type)
+            for name, value in headers
+        )
+
+    async def _begin(self) -> None:
+        if self.has_begun or self._head is None:
+            return
+        self.has_begun = True
+        if is_anthropic(self._path):  # whose clients look for it there
+            theirs = [*self._head["headers"], (b"request-id", self._request_id)]
+            self._head = {**self._head, "headers": theirs}
+        await self._send(self._head)
