@@ -46,7 +46,10 @@ class JsonLines(JsonFormatter):
     def add_fields(
         self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]
     ) -> None:
-        """For the base class, which writes what is in `log_data`."""
+        """For the base class, which writes what is in `log_data`.
+
+        message_dict: a traceback. What a library adds to every record is left out.
+        """
         event, fields, detail = parse(record)
         made = datetime.fromtimestamp(record.created, UTC)
         log_data["time"] = made.isoformat(timespec="milliseconds")
@@ -58,7 +61,7 @@ class JsonLines(JsonFormatter):
         if span.is_valid:
             log_data["trace_id"] = trace.format_trace_id(span.trace_id)
             log_data["span_id"] = trace.format_span_id(span.span_id)
-        super().add_fields(log_data, record, message_dict)
+        log_data |= message_dict
 
 
 def parse(record: logging.LogRecord) -> tuple[str, dict[str, Any], str]:
@@ -92,4 +95,6 @@ def _plain(value: Any, place: str) -> Any:
     """As JSON has it; a float as precise as the line would show it."""
     if isinstance(value, float):
         return float(place % (value,)) if place[-1] in "fge" else value
+    if isinstance(value, list):
+        return [_plain(item, place) for item in value]
     return value if isinstance(value, bool | int | None) else str(value)

@@ -63,7 +63,8 @@ class Steps:
         """While open, the engine's step runs. tokens: those of each request, by vLLM's id."""
         is_first = self._learn(started, finished)
         self._running = tokens
-        parents = [self._traced[name] for name in tokens if name in self._traced]
+        traced = self._traced
+        parents = [traced[name] for name in tokens if name in traced] if traced else []
         self.is_followed = bool(tokens) and self._is_due(bool(parents), is_first)
         try:
             if not self.is_followed:

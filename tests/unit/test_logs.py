@@ -29,6 +29,14 @@ def test_each_key_of_a_line_becomes_a_field_of_its_kind() -> None:
     }  # fmt: skip
 
 
+def test_a_list_is_a_list_and_what_libraries_add_to_records_is_left_out() -> None:
+    record = logging.LogRecord("services.x", 20, "x.py", 1, "rows: experts=%s", ([0, 2],), None)
+    record.vllm_process_name = "EngineCore"
+    found = json.loads(JsonLines().format(record))
+    assert found["experts"] == [0, 2]
+    assert "vllm_process_name" not in found
+
+
 def test_the_time_is_utc_with_milliseconds() -> None:
     record = logging.LogRecord("services.x", 20, "x.py", 1, "ready", (), None)
     record.created = 1795780800.25
