@@ -6,6 +6,7 @@ compared. `deploy.bench.shift` changes the load instead.
 
 import asyncio
 import signal
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -89,11 +90,16 @@ class FaultRun:
         async def strike() -> float:
             await asyncio.sleep(STRIKE_AFTER_S)
             send(victim, signal.SIGSTOP if scenario == STOP else signal.SIGKILL)
-            waiting = asyncio.create_task(asyncio.to_thread(self._until_repaired))
-            if scenario == STOP:
-                await asyncio.sleep(STOPPED_S)
-                send(victim, signal.SIGCONT)
-            return await waiting
+            struck_s = time.monotonic()
+            try:
+                seen_s = await asyncio.to_thread(self._until_damaged)
+                if scenario == STOP:
+                    await asyncio.sleep(STOPPED_S - seen_s)
+            finally:
+                if scenario == STOP:  # not before it was seen, or it is well before anybody looks
+                    send(victim, signal.SIGCONT)
+            await asyncio.to_thread(self._app.wait_until, self._is_whole, REPAIR_TIMEOUT_S)
+            return time.monotonic() - struck_s
 
         async def both() -> tuple[list[Stream], float]:
             streams, whole_s = await asyncio.gather(self._load(), strike())
@@ -103,10 +109,9 @@ class FaultRun:
             streams, whole_s = asyncio.run(both())
         return summarise(scenario, streams, calm, whole_again_s=whole_s)
 
-    def _until_repaired(self) -> float:
-        """Seconds until the controller has seen the damage and it is gone."""
-        seen_s = self._app.wait_until(lambda s: not self._is_whole(s), NOTICE_TIMEOUT_S)
-        return seen_s + self._app.wait_until(self._is_whole, REPAIR_TIMEOUT_S)
+    def _until_damaged(self) -> float:
+        """Seconds until the controller has seen the damage."""
+        return self._app.wait_until(lambda s: not self._is_whole(s), NOTICE_TIMEOUT_S)
 
     def _is_whole(self, status: ControllerStatus | None) -> bool:
         if status is None:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.cluster.conftest import MODEL, Application
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
 FRANCE = [{"role": "user", "content": "What is the capital of France?"}]
 
 

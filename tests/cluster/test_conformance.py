@@ -12,7 +12,7 @@ import pytest
 
 from tests.cluster.conftest import MODEL, ROOT, Application
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
 
 WEATHER = [{"role": "user", "content": "What is the weather in Paris?"}]
 CITY = {

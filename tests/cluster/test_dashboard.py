@@ -17,11 +17,11 @@ from tests.support.browser import BINARY, Browser
 pytestmark = [
     pytest.mark.cluster,
     pytest.mark.slow,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(900),
     pytest.mark.skipif(BINARY is None, reason="no chromium: apt-get install chromium"),
 ]
 STREAMS = 4
-SUCCESSOR_S = 180.0
+SUCCESSOR_S = 400.0
 TILE = "document.querySelector('#tiles > :nth-child({number}) dd').innerText"
 
 

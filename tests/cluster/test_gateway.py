@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.cluster.conftest import MODEL, Application
 from tests.support.bad_bodies import bad_bodies
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
 
 QUESTION = "What is the capital of France?"
 LONG = {"model": MODEL, "prompt": "Once", "max_tokens": 1500, "ignore_eos": True}
@@ -26,7 +26,9 @@ RUNNING = "expertmesh_engine_running_requests"
 
 def metric(application: Application, name: str, **labels: str) -> float:
     """The sum of the series that have these labels."""
-    families = text_string_to_metric_families(httpx.get(f"{application.url}/metrics").text)
+    families = text_string_to_metric_families(
+        httpx.get(f"{application.url}/metrics", timeout=ASK_S).text
+    )
     samples = [sample for family in families for sample in family.samples if sample.name == name]
     assert samples, name
     return sum(one.value for one in samples if labels.items() <= one.labels.items())
@@ -95,7 +97,7 @@ async def test_completions_stream_to_openais_async_client(application: Applicati
 
 
 def test_tokens_go_there_and_back(application: Application) -> None:
-    with httpx.Client(base_url=application.url) as client:
+    with httpx.Client(base_url=application.url, timeout=ASK_S) as client:
         asked = client.post("/tokenize", json={"model": MODEL, "prompt": QUESTION})
         tokens = asked.json()["tokens"]
         back = client.post("/detokenize", json={"model": MODEL, "tokens": tokens}).json()
@@ -103,7 +105,7 @@ def test_tokens_go_there_and_back(application: Application) -> None:
 
 
 def test_what_is_not_there_is_a_404_in_openais_shape(application: Application) -> None:
-    with httpx.Client(base_url=application.url) as client:
+    with httpx.Client(base_url=application.url, timeout=ASK_S) as client:
         for answer in (
             client.get("/nothing"),
             client.get("/v1/models/no-such-model"),
@@ -118,7 +120,7 @@ def test_what_is_not_there_is_a_404_in_openais_shape(application: Application) -
 
 
 def test_health_and_readiness(application: Application) -> None:
-    with httpx.Client(base_url=application.url) as client:
+    with httpx.Client(base_url=application.url, timeout=ASK_S) as client:
         assert client.get("/health").json() == {"status": "alive"}
         assert client.get("/ready").json() == {"status": "ready", "engines": 1}
         assert client.get("/admin/status").json()["complete"] is True
@@ -147,7 +149,7 @@ async def test_bad_bodies_are_refused_and_nothing_is_harmed(application: Applica
     few = asyncio.Semaphore(4)
     seen: dict[str, str] = {}
 
-    async with httpx.AsyncClient(base_url=application.url, timeout=ASK_S) as client:
+    async with httpx.AsyncClient(base_url=application.url, timeout=5 * ASK_S) as client:
 
         async def send(name: str, path: str, body: bytes) -> None:
             async with few:
@@ -193,4 +195,4 @@ def test_bodies_that_are_too_large_or_never_end_are_refused(application: Applica
         except OSError:
             answer = b""
         assert answer.split(b"\r\n")[0][9:12] in (b"", b"400", b"431"), answer
-    assert httpx.get(f"{application.url}/ready").status_code == 200
+    assert httpx.get(f"{application.url}/ready", timeout=ASK_S).status_code == 200

@@ -8,7 +8,7 @@ import pytest
 
 from tests.cluster.conftest import NAME, ROOT, Application
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
 
 LOOPBACK = ("127.", "::1", "::ffff:127.")
 

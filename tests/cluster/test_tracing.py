@@ -10,7 +10,7 @@ import pytest
 from tests.cluster.conftest import MODEL, NAME, Application, Applications
 from tests.support.collector import Collector, Seen
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
 WORDS = "What is the capital of France?"
 ARRIVED_S = 30.0  # a second at most in each process, on a busy machine more
 OURS = {"POST /v1/chat/completions", "attention", "llm_request", "step", "layer", "shard"}

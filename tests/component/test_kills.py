@@ -28,7 +28,7 @@ from tests.support.kill_scenarios import (
 )
 from tests.support.kills import command
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 every_scenario = pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda s: s.name)
 
 
@@ -38,7 +38,7 @@ def runs(checkpoint: Callable[[str], Path]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="exm-") as run_dir:
         words, environment = command(checkpoint(FAMILY), Path(run_dir))
         done = subprocess.run(
-            words, env=environment, capture_output=True, text=True, timeout=400, check=False
+            words, env=environment, capture_output=True, text=True, timeout=800, check=False
         )
         assert done.returncode == 0, done.stderr[-3000:]
         seen: dict[str, Any] = json.loads((Path(run_dir) / "seen.json").read_text())

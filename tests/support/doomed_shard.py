@@ -22,7 +22,7 @@ from services.transport.base import Delivery, RowsAnswer, RowsRefusal
 from services.transport.sockets import SocketPort
 from tests.support.kill_scenarios import Lie, Moment, Strike
 
-NEXT_REQUEST_TIMEOUT_S = 10.0
+NEXT_REQUEST_TIMEOUT_S = 60.0
 
 
 class Trap:

@@ -13,7 +13,7 @@ FAMILY = "deepseek_v3"  # it has shared experts, which run while rows are away
 LAYERS, EXPERTS = 3, 16  # MoE layers of that checkpoint, routed experts of a layer
 SHARDS, REDUNDANCY = 4, 2  # every expert lies on two neighbours: shards 0 and 2 share none
 TOKENS = 24  # of every prompt: one step of prefill, then 23 of decode
-REPLY_TIMEOUT_S = 1.5
+REPLY_TIMEOUT_S = 6.0
 
 KILL, STOP = signal.SIGKILL, signal.SIGSTOP
 

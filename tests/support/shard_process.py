@@ -15,7 +15,7 @@ from typing import Any
 from router.table import ShardAddress
 from tests.support.kill_scenarios import Strike
 
-PATIENCE_S = 10.0  # for a note that must come, and for a killed process to be gone
+PATIENCE_S = 60.0  # for a note that must come, and for a killed process to be gone
 START_TIMEOUT_S = 180.0
 
 

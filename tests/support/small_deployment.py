@@ -47,6 +47,8 @@ class Engine:
         self._pool = pool
         self.client = SimpleNamespace(generate=self._generate)
         follow(self.client)
+        models = SimpleNamespace(base_model_paths=[])
+        self.state = SimpleNamespace(openai_serving_models=models)
         self.headers: list[dict[bytes, bytes]] = []
         self.params: list[SamplingParams] = []
 

@@ -26,7 +26,7 @@ async def read(stream: AsyncIterator[bytes], count: int) -> list[str]:
 
 
 def feed(scene: Scene, **words: Any) -> LiveFeed:
-    return LiveFeed(scene, interval_s=0, **words)
+    return LiveFeed(scene, **{"interval_s": 0, **words})
 
 
 async def test_holdings_come_first_and_when_they_change() -> None:
@@ -74,7 +74,9 @@ async def test_a_controller_that_is_away_is_an_event() -> None:
 
 
 async def test_rates_come_with_the_second_look() -> None:
-    async with aclosing(cast(Stream, feed(Scene(tokens_per_s=100)).watch())) as stream:
+    # so far apart that a pause between a look and its time does not matter
+    live = feed(Scene(tokens_per_s=100), interval_s=0.3)
+    async with aclosing(cast(Stream, live.watch())) as stream:
         await read(stream, 2)
         first, second = [parse(await anext(stream))[1] for _ in range(2)]
     assert first["output_per_s"] is None
