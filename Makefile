@@ -27,7 +27,7 @@ down: $(needs_setup) ## stop what `make serve` started
 demo-model: $(needs_setup) ## only build the demo model
 	@$(PYTHON) -m deploy.demo_model --out $(DEMO_MODEL)
 
-test: $(needs_setup) ## run the tests (some 14 minutes)
+test: $(needs_setup) ## run the tests (some 19 minutes)
 	@$(PYTHON) -m pytest tests/unit tests/manifests tests/component tests/browser tests/cluster -m "not extended" $(PYTEST_ARGS)
 
 test-families: $(needs_setup) ## compare every known model family with unmodified vLLM
