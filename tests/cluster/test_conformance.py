@@ -39,14 +39,14 @@ async def client(application: Application) -> Any:
 
 
 @pytest.fixture
-async def claude(application: Application) -> Any:
+async def anthropic_client(application: Application) -> Any:
     async with anthropic.AsyncAnthropic(
         base_url=application.url, api_key="none", max_retries=0, timeout=120
     ) as client:
         yield client
 
 
-async def test_tools_are_called_on_every_api(client: Any, claude: Any) -> None:
+async def test_tools_are_called_on_every_api(client: Any, anthropic_client: Any) -> None:
     async def chat() -> str:
         answer = await client.chat.completions.create(
             model=MODEL, messages=WEATHER, temperature=0, max_tokens=60,
@@ -74,7 +74,7 @@ async def test_tools_are_called_on_every_api(client: Any, claude: Any) -> None:
         return city(call.arguments)
 
     async def messages() -> str:
-        answer = await claude.messages.create(
+        answer = await anthropic_client.messages.create(
             model=MODEL, messages=WEATHER, max_tokens=60, tools=[THEIRS],
             tool_choice={"type": "tool", "name": "weather"},
         )  # fmt: skip
@@ -83,7 +83,7 @@ async def test_tools_are_called_on_every_api(client: Any, claude: Any) -> None:
         return str(call.input["city"])
 
     async def streamed_messages() -> str:
-        async with claude.messages.stream(
+        async with anthropic_client.messages.stream(
             model=MODEL, messages=WEATHER, max_tokens=60, tools=[THEIRS],
             tool_choice={"type": "any"},
         ) as stream:  # fmt: skip
@@ -97,7 +97,9 @@ async def test_tools_are_called_on_every_api(client: Any, claude: Any) -> None:
     assert set(asked) <= {"Paris", "Rome"}
 
 
-async def test_results_of_tools_and_systems_words_are_read(client: Any, claude: Any) -> None:
+async def test_results_of_tools_and_systems_words_are_read(
+    client: Any, anthropic_client: Any
+) -> None:
     answer, theirs, formatted = await asyncio.gather(
         client.chat.completions.create(
             model=MODEL, temperature=0, max_tokens=12,
@@ -109,7 +111,7 @@ async def test_results_of_tools_and_systems_words_are_read(client: Any, claude: 
                 {"role": "tool", "tool_call_id": "c", "content": "sunny"},
             ],
         ),
-        claude.messages.create(
+        anthropic_client.messages.create(
             model=MODEL, max_tokens=12, system="Be brief.",
             messages=[
                 *WEATHER,
@@ -151,7 +153,7 @@ async def test_sampling_fields_are_heeded(client: Any) -> None:
     assert indices == {0, 1, 2}
 
 
-async def test_anthropics_client_reads_every_error(claude: Any) -> None:
+async def test_anthropics_client_reads_every_error(anthropic_client: Any) -> None:
     for change, kind, name in (
         ({"model": "none"}, anthropic.NotFoundError, "not_found_error"),
         ({"max_tokens": -1}, anthropic.BadRequestError, "invalid_request_error"),
@@ -160,7 +162,7 @@ async def test_anthropics_client_reads_every_error(claude: Any) -> None:
     ):  # fmt: skip
         refused: Any
         with pytest.raises(kind) as refused:
-            await claude.messages.create(
+            await anthropic_client.messages.create(
                 **{"model": MODEL, "max_tokens": 4, "messages": WEATHER, **change}
             )
         assert refused.value.body["type"] == "error"
