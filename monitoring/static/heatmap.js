@@ -17,7 +17,8 @@ export class Heatmap {
     this.marks = at("heat-marks");
     this.small = document.createElement("canvas");
     this.heat = this.holdings = this.shard = this.cursor = null;
-    this.drawMs = []; // how long the last drawings took, for tests
+    this.draws = 0; // and how long the last ones took, for tests
+    this.drawMs = [];
     this.marks.addEventListener("pointermove", (event) => this.#point(event));
     this.marks.addEventListener("pointerdown", (event) => this.#point(event));
     this.marks.addEventListener("keydown", (event) => this.#key(event));
@@ -56,6 +57,7 @@ export class Heatmap {
       this.#drawCells();
       this.#drawMarks();
       this.#read();
+      this.draws += 1;
       this.drawMs = [...this.drawMs.slice(-99), performance.now() - started];
     });
   }

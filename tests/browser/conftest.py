@@ -19,10 +19,14 @@ class Shown:
     server: LiveServer
     browser: Browser
 
-    def next(self, count: int = 2) -> None:
-        """Wait until the page has shown what the scene is now."""
-        seen = int(self.browser.run("document.body.dataset.messages ?? 0"))
+    def next(self, count: int = 2) -> int:
+        """Wait until the page has shown what the scene is now; how many messages that took."""
+        seen = self._messages()
         self.browser.wait_for(f"document.body.dataset.messages >= {seen + count}")
+        return self._messages() - seen
+
+    def _messages(self) -> int:
+        return int(self.browser.run("document.body.dataset.messages ?? 0"))
 
     def connection(self) -> str:
         """In a word."""

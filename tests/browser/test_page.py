@@ -16,15 +16,12 @@ WIDE = "document.documentElement.scrollWidth > innerWidth"
 PIXEL = (
     "[...document.getElementById('{canvas}').getContext('2d').getImageData({x}, {y}, 1, 1).data]"
 )
+DRAWN = "new Promise(d => requestAnimationFrame(() => requestAnimationFrame(() => d())))"
 COLOUR = "getComputedStyle(document.documentElement).getPropertyValue('--{name}')"
+WORDS = "document.getElementById('connection').innerText"
 INKS = ("text", "quiet", "good", "warn", "bad")
 PAPERS = ("back", "panel", "warn-back", "bad-back")
-FRAMES = """new Promise(done => {
-  const times = [];
-  const next = now => times.push(now) < 150 ? requestAnimationFrame(next)
-    : done(times.slice(1).map((t, i) => t - times[i]));
-  requestAnimationFrame(next);
-})"""
+MESSAGES = 12
 
 
 def large(**fields: object) -> Scene:
@@ -36,7 +33,8 @@ def large(**fields: object) -> Scene:
 
 
 def pixel(shown: Shown, canvas: str, layer: int, expert: int) -> list[int]:
-    """Red, green, blue and alpha in the middle of a cell."""
+    """Red, green, blue and alpha in the middle of a cell, when all that is known is drawn."""
+    shown.browser.run(DRAWN)
     size = shown.browser.run(
         f"['width', 'height'].map(k => document.getElementById('{canvas}')[k])"
     )
@@ -76,7 +74,7 @@ def test_the_map_shows_each_experts_load(show: Show) -> None:
     wanted = ratios(shown.scene)
     hot = np.unravel_index(wanted.argmax(), wanted.shape)
     cold = np.unravel_index(wanted.argmin(), wanted.shape)
-    shown.browser.wait_for("expertmesh.heatmap.drawMs.length > 0")
+    shown.browser.wait_for("expertmesh.heatmap.draws > 0")
     assert pixel(shown, "heat-cells", *map(int, hot)) == [253, 231, 37, 255]
     red, green, blue, _ = pixel(shown, "heat-cells", *map(int, cold))
     assert blue > green
@@ -105,6 +103,7 @@ def test_cells_are_read_with_arrow_keys(show: Show) -> None:
 def test_a_shard_shows_what_it_holds(show: Show) -> None:
     shown = show(Scene(layers=3, tokens_per_s=10))
     browser = shown.browser
+    browser.wait_for("expertmesh.heatmap.draws > 0")
     held = shown.scene.held("s1")
     inside, outside = held[0][0], next(e for e in range(8) if e not in held[0])
     assert pixel(shown, "heat-cells", 0, outside)[3] == 255
@@ -133,9 +132,9 @@ def test_a_lost_shard_is_told_and_its_successor_too(show: Show) -> None:
     scene.states["s1"] = "loading"
     scene.regain("s1")
     browser.wait_for("document.getElementById('shards').innerText.includes('◐ loading')")
-    scene.drops.clear()
+    scene.decision = EXAMPLE  # before what makes it whole: the scene is looked at meanwhile
     scene.states.clear()
-    scene.decision = EXAMPLE
+    scene.drops.clear()
     browser.wait_for("document.body.dataset.level == 'good'")
     assert not browser.run("document.getElementById('alert').checkVisibility()")
     log = browser.text("#log")
@@ -168,10 +167,12 @@ def test_experts_without_a_replica_are_named_and_marked(show: Show) -> None:
 def test_it_comes_back_when_the_gateway_does(show: Show) -> None:
     shown = show(Scene(tokens_per_s=10))
     shown.server.stop()
-    shown.browser.wait_for("document.body.dataset.connection == 'lost'")
-    assert "✖ Disconnected" in shown.browser.text("#connection")
-    assert "what you see is old" in shown.browser.text("#connection")
-    assert shown.browser.run("getComputedStyle(document.querySelector('main')).filter") != "none"
+    # All at once: a second later the page says that it connects again.
+    shown.browser.wait_for(
+        "document.body.dataset.connection == 'lost' "
+        f"&& {WORDS}.includes('✖ Disconnected') && {WORDS}.includes('what you see is old') "
+        "&& getComputedStyle(document.querySelector('main')).filter != 'none'"
+    )
     assert "serving" in shown.browser.text("#shards"), "what was seen last stays"
     shown.server.start()
     shown.next()
@@ -182,7 +183,7 @@ def test_a_page_that_is_closed_costs_nothing(show: Show) -> None:
     shown = show(Scene())
     assert shown.server.feed.viewers == 1
     shown.browser.open("data:text/html,closed")
-    end_s = time.monotonic() + 20
+    end_s = time.monotonic() + 60
     while shown.server.feed.viewers:
         assert time.monotonic() < end_s
         time.sleep(0.05)
@@ -224,15 +225,17 @@ def test_a_key_is_asked_for_once(show: Show, tmp_path: Path) -> None:
 
 def test_the_largest_models_do_not_stutter(show: Show) -> None:
     shown = show(large())
-    shown.browser.wait_for("document.getElementById('heat').checkVisibility()")
-    for _ in range(4):  # the map, the table and the lines are drawn four times a second
-        frames = np.array(shown.browser.run(FRAMES))
-        draws = np.array(shown.browser.run("expertmesh.heatmap.drawMs"))
-        print("frames:", of(frames), "drawing the map:", of(draws))
-        if np.percentile(frames, 95) < 34:
-            break  # else the machine may have been busy with something else
-    assert np.median(frames) < 20
-    assert np.percentile(frames, 95) < 34, "two frames of 60 a second"
+    browser = shown.browser
+    browser.wait_for("expertmesh.heatmap.draws > 0")
+    browser.count_work()
+    busy_s, draws = browser.busy_s(), browser.run("expertmesh.heatmap.draws")
+    messages = shown.next(MESSAGES)  # the map, the table and the lines are drawn with each
+    each_ms = (browser.busy_s() - busy_s) / messages * 1e3
+    each_draws = (browser.run("expertmesh.heatmap.draws") - draws) / messages
+    took = np.array(browser.run("expertmesh.heatmap.drawMs"))
+    print(f"a message: {each_ms:.1f} ms of CPU, {each_draws:.2f} drawings;", of(took))
+    assert each_draws <= 2
+    assert each_ms < 34, "two frames of 60 a second"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

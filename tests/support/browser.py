@@ -20,7 +20,7 @@ FLAGS = (
     *("--disable-dev-shm-usage", "--hide-scrollbars", "--remote-debugging-port=0", "about:blank"),
 )
 START_S = 60.0
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 class Browser:
@@ -101,6 +101,15 @@ class Browser:
         feature = {"name": "prefers-color-scheme", "value": scheme}
         self.call("Emulation.setEmulatedMedia", features=[feature])
 
+    def count_work(self) -> None:
+        """From now on `busy_s` tells the time for which the page's thread had a core."""
+        self.call("Performance.enable", timeDomain="threadTicks")
+
+    def busy_s(self) -> float:
+        """Seconds of CPU that the page's tasks have taken: waiting for a core does not count."""
+        metrics = self.call("Performance.getMetrics")["metrics"]
+        return float(next(m["value"] for m in metrics if m["name"] == "TaskDuration"))
+
     def screenshot(self, file: Path) -> None:
         """The whole page as PNG."""
         size = self.call("Page.getLayoutMetrics")["cssContentSize"]
@@ -128,8 +137,13 @@ class Browser:
             assert time.monotonic() < end_s, "Chromium does not start"
             time.sleep(0.05)
         port = told.read_text().splitlines()[0]
-        pages = httpx.get(f"http://127.0.0.1:{port}/json/list", timeout=30, trust_env=False).json()
-        return str(next(page for page in pages if page["type"] == "page")["webSocketDebuggerUrl"])
+        while True:
+            url = f"http://127.0.0.1:{port}/json/list"
+            for page in httpx.get(url, timeout=30, trust_env=False).json():
+                if page["type"] == "page":
+                    return str(page["webSocketDebuggerUrl"])
+            assert time.monotonic() < end_s, "Chromium shows no page"
+            time.sleep(0.05)
 
     def _hear(self, message: dict[str, Any]) -> None:
         said = message.get("params", {})
