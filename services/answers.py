@@ -22,12 +22,11 @@ import zmq.asyncio
 import zmq.auth.asyncio
 
 from router.errors import PeerLost
-from services.relayed import Head, Part
+from services.relayed import Answer, Head, Part
 from services.transport.keys import DataPlaneKeys, OnlyKey, prove_to
 
 log = logging.getLogger(__name__)
 
-Answer = Head | Part
 QUEUE_MESSAGES = 10_000  # that a gateway may leave unread; some minutes of an engine's steps
 LAST_PIECES_S = 10.0  # for what is under way when the call has returned
 UNUSED_S = 600.0  # after which the way to a gateway is closed; it may be gone

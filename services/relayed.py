@@ -55,3 +55,6 @@ class Part:
     output_tokens: int = 0
     can_resume: bool = False
     groups: Groups = field(default=())
+
+
+Answer = Head | Part

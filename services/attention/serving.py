@@ -17,12 +17,11 @@ from services.attention.feed import Stranded
 from services.attention.generation import Generation, current
 from services.errors import error_body, error_event
 from services.gateway.routes import ONE_MODEL, RELAYED_PATHS
-from services.relayed import Head, Part, RelayedRequest
+from services.relayed import Answer, Head, Part, RelayedRequest
 from services.tracing import TRACEPARENT, Tracing, from_traceparent, inside, to_traceparent
 
 log = logging.getLogger(__name__)
 
-Answer = Head | Part
 LOOK_S = 1.0  # between two looks at whether the gateway lives
 LEAVE_S = 2.0  # for the routes to clear up
 WAITING = 64  # parts that wait for the gateway before the routes are held up

@@ -10,8 +10,8 @@ import pytest
 
 from router.errors import PeerLost
 from services import answers
-from services.answers import Answer, AnswerDesk, AnswerLine, Call, ReplyTo
-from services.relayed import Head, Part
+from services.answers import AnswerDesk, AnswerLine, Call, ReplyTo
+from services.relayed import Answer, Head, Part
 from services.transport.keys import DataPlaneKeys, make_keys
 
 HEAD = Head(200, ((b"content-type", b"text/event-stream"),))
