@@ -69,6 +69,11 @@ class Meter:
             return "server_error"
         return "client_error" if status >= 400 else "ok"
 
+    @property
+    def n_requests(self) -> tuple[int, int]:
+        """How many have ended, and how many are under way."""
+        return sum(self._requests.values()), self._in_flight
+
     def account(self, source: str, waiting: int = 0) -> Account:
         """What to tell the controller. source: names this process; waiting: requests, now."""
         totals: dict[Key, NDArray[np.float64]] = {

@@ -48,6 +48,7 @@ class Orders:
     expelled: str = ""  # why it must end; empty: it may stay
     may_leave: bool = False  # one that was told to stop: nobody needs it any more
     wanted_shards: int = 0  # how many there should be; 0: not known, or not to be changed
+    is_settled: bool = False  # nothing is under way; what comes next can wait for seconds
 
 
 class ControlState:

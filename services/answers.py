@@ -8,8 +8,8 @@ one message for each gateway, however many streams there are. Messages are msgpa
 """
 
 import asyncio
-import itertools
 import logging
+import secrets
 import time
 from collections.abc import AsyncGenerator, Awaitable
 from dataclasses import dataclass, replace
@@ -83,7 +83,6 @@ class AnswerDesk:
             socket.linger = 0
             socket.rcvhwm = QUEUE_MESSAGES
         self._address = ReplyTo(host, near, far, 0)
-        self._numbers = itertools.count(1)
         self._calls: dict[int, asyncio.Queue[Answer | None]] = {}
 
     async def serve(self) -> None:
@@ -100,13 +99,13 @@ class AnswerDesk:
 
     def open(self) -> "Call":
         """A new call."""
-        number = next(self._numbers)
+        number = secrets.randbits(63)  # who does not know it cannot send to the call
         pieces = self._calls[number] = asyncio.Queue()
         return Call(replace(self._address, number=number), pieces, self)
 
     def forget(self, number: int) -> None:
         """A call has ended."""
-        del self._calls[number]
+        self._calls.pop(number, None)
 
     def close(self) -> None:
         """Stop listening."""
@@ -145,7 +144,11 @@ class Call:
                     yield piece
         finally:
             ending.cancel()
-            self._desk.forget(self.reply_to.number)
+            self.drop()
+
+    def drop(self) -> None:
+        """Take no more pieces."""
+        self._desk.forget(self.reply_to.number)
 
 
 class AnswerLine:

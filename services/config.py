@@ -82,8 +82,9 @@ class RouterConfig(Section):
 
 
 class ControllerConfig(Section):
-    # Seconds between two reports of a shard or an attention replica; > 0. 0.5: a few rebalancing
-    # decisions a second at most, at negligible cost.
+    # Seconds between two reports of a shard, gateway or attention replica; > 0. 0.5: a few
+    # rebalancing decisions a second at most. Shards and gateways that have nothing to tell wait for
+    # up to two fifths of lease_s.
     report_interval_s: Positive = 0.5
     # Seconds without a report after which a shard counts as dead; > 2 * report_interval_s.
     # 5: a long garbage collection or page fault is not a death.
@@ -101,6 +102,11 @@ class ControllerConfig(Section):
     # Seconds of the present load within which a rebalance must save more rows than its moves cost;
     # > 0. 300: a load that lasts for minutes is worth following, one that flickers is not.
     rebalance_payback_s: Positive = 300.0
+
+    @property
+    def quiet_intervals(self) -> int:
+        """Intervals between two reports of those with nothing to tell; two may be lost."""
+        return max(1, int(0.4 * self.lease_s / self.report_interval_s))
 
     @model_validator(mode="after")
     def _lease_outlives_a_lost_report(self) -> Self:

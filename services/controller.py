@@ -91,7 +91,9 @@ class Controller:
             is_leaving=report.is_leaving,
         )
         await self._announce()
-        return replace(orders, wanted_shards=self._scaler.wanted_shards)
+        return replace(
+            orders, wanted_shards=self._scaler.wanted_shards, is_settled=not self._state.waiting_for
+        )
 
     async def report_attention(self, report: AttentionReport) -> AttentionOrders:
         """A replica says what it saw; the answer, within an interval, has a newer table if any."""

@@ -19,8 +19,19 @@ def run_dir(config: DeploymentConfig) -> Path:
     """
     if config.transport.run_dir is not None:
         return _private(Path(config.transport.run_dir))
-    ours = _private(Path(tempfile.gettempdir()) / f"expertmesh-{os.getuid()}")
-    return _private(ours / config.name)
+    return _private(_ours() / config.name)
+
+
+def proxy_dir() -> Path:
+    """The same for Serve's proxies, which serve all deployments of a host.
+
+    The dot keeps it apart from deployments' names. Raises ConfigError like `run_dir`.
+    """
+    return _private(_ours() / ".proxies")
+
+
+def _ours() -> Path:
+    return _private(Path(tempfile.gettempdir()) / f"expertmesh-{os.getuid()}")
 
 
 def _private(folder: Path) -> Path:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import vllm
 from vllm.config import VllmConfig
+from vllm.distributed import parallel_state
 from vllm.model_executor.custom_op import op_registry_oot
 from vllm.model_executor.layers.fused_moe.fused_moe_method_base import FusedMoEMethodBase
 from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
@@ -53,6 +54,8 @@ def check_vllm() -> None:
         or "expert_map_manager" not in inspect.signature(RoutedExperts.__init__).parameters
     ):
         found.append("RoutedExperts.__init__ arguments")
+    if not isinstance(getattr(parallel_state, "_groups", None), dict):
+        found.append("parallel_state._groups")
     if found:
         raise EngineError(
             f"vLLM {vllm.__version__} differs from {VLLM_VERSION}, for which ExpertMesh was "
@@ -90,6 +93,18 @@ def routed_experts_as(
 def moe_runners(model: torch.nn.Module) -> list[MoERunner]:
     """The MoE layers of the model in the order of its modules, which is that of its layers."""
     return [m for m in model.modules() if isinstance(m, MoERunner)]
+
+
+def close_lone_groups() -> None:
+    """Close the process groups that this process is alone in, once the model is built.
+
+    vLLM makes fourteen; gloo has a thread for each that wakes up a hundred times a second, in
+    every engine and shard. What they are asked for afterwards, ranks and sizes, they still know.
+    """
+    for reference in parallel_state._groups.values():
+        group = reference()
+        if group is not None and group.world_size == 1:
+            group.destroy()
 
 
 class RemoteMethod(FusedMoEMethodBase):

@@ -24,7 +24,7 @@ from router.errors import CheckpointError
 from services.checkpoint import is_routed_expert
 from services.lifecycle import let_others_first
 from services.logs import log_to_stderr
-from services.vllm_hooks import RemoteMethod, moe_runners, routed_experts_as
+from services.vllm_hooks import RemoteMethod, close_lone_groups, moe_runners, routed_experts_as
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +60,8 @@ class AttentionLoader(DefaultModelLoader):
             raise CheckpointError(
                 f"{model_config.model} has no mixture-of-experts layer: serve it with vLLM itself"
             )
+        if vllm_config.device_config.device_type == "cpu":
+            close_lone_groups()
         connect_layers(model, settings)
         return model
 

@@ -22,7 +22,7 @@ from router.errors import ShardError
 from services.checkpoint import layer_of, n_experts, read_checkpoint
 from services.experts.kernel import LoadedSlots
 from services.experts.weights import ExpertTensors
-from services.vllm_hooks import moe_runners, routed_experts_as, slot_experts
+from services.vllm_hooks import close_lone_groups, moe_runners, routed_experts_as, slot_experts
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -40,8 +40,10 @@ class VllmKernel:
         self._arguments: dict[str, Arguments] = {}
         _init_single_process(vllm_config)
         self._model = self._skeleton()
+        close_lone_groups()
         self._runners = moe_runners(self._model)
         self._filled: dict[int, RoutedExperts] = {}
+        self._weight_bytes = 0
 
     @property
     def n_layers(self) -> int:
@@ -97,6 +99,7 @@ class VllmKernel:
         resident = self._filled.get(loaded.layer)
         if resident is None:
             self._filled[loaded.layer] = loaded.weights
+            self._weight_bytes += sum(w.nbytes for w in loaded.weights.get_expert_weights())
             return
         for place, slot in enumerate(loaded.experts):
             _copy_expert(loaded.weights, place, resident, slot)
@@ -158,8 +161,7 @@ class VllmKernel:
         return [w[slot] for w in self._filled[layer].get_expert_weights()]
 
     def weight_bytes(self) -> int:
-        layers = self._filled.values()
-        return sum(w.nbytes for layer in layers for w in layer.get_expert_weights())
+        return self._weight_bytes
 
 
 def _copy_expert(source: RoutedExperts, place: int, target: RoutedExperts, slot: int) -> None:

@@ -18,6 +18,7 @@ from services.answers import AnswerDesk
 from services.cluster import ControllerClient, node_name, replica_name, tcp_host
 from services.config import DeploymentConfig
 from services.gateway.ask import ask_through
+from services.gateway.bypass import StreamLine
 from services.gateway.errors import Refusal
 from services.gateway.front import Front
 from services.gateway.settings import gateway_settings
@@ -72,7 +73,8 @@ class Gateway:
         )
         self._tracing = start_tracing(config.tracing, "gateway")
         ask = ask_through(attention, desk, self._id)
-        self._front = Front(gateway_settings(config), ask, own, self._tracing)
+        streams = StreamLine(node_name())
+        self._front = Front(gateway_settings(config), ask, own, self._tracing, streams)
         self._tasks = [
             asyncio.create_task(self._follow(), name="follow"),
             asyncio.create_task(desk.serve(), name="answers"),
@@ -94,14 +96,18 @@ class Gateway:
             await asyncio.to_thread(self._tracing.close)
 
     async def _follow(self) -> None:
-        interval_s = self._config.controller.report_interval_s
+        control = self._config.controller
         while True:
+            n_requests, _ = self._front.meter.n_requests
             try:
                 news = await self._controller.hear_gateway(self._front.report(self._id))
                 self._front.hear(news, time.monotonic())
             except Exception as error:  # the controller may be away; traffic goes on as it was
                 log.warning("controller not reached: %s", error)
-            await asyncio.sleep(interval_s)
+            for _ in range(control.quiet_intervals):
+                await asyncio.sleep(control.report_interval_s)
+                if not self._front.is_quiet_since(n_requests):
+                    break
 
     async def _openapi(self, request: Request) -> Response:
         return JSONResponse(await in_time(self._attention.describe.remote(), "attention replica"))

@@ -7,16 +7,23 @@ once, and after it a stream gets an error event. Where the proxy has no gateway 
 plain text, with 404 while the application starts; clients are told 503 in the shape they read.
 """
 
+import asyncio
 import logging
 import re
 import uuid
-from collections.abc import MutableMapping
+from collections.abc import AsyncIterator, Callable, MutableMapping
+from contextlib import asynccontextmanager
 from typing import Any
 
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from router.errors import PeerLost, PlatformError
+from services.answers import AnswerDesk, Call
 from services.errors import error_body, error_event, is_anthropic
+from services.gateway.bypass import HEADER, count_in, offer, open_desk, stripped
+from services.paths import proxy_dir
+from services.relayed import Part
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +37,7 @@ FOR_SERVE = frozenset(
         b"x-session-id",  # the same
         b"x-request-timeout-seconds",  # whether the proxy gives up; ours is x-request-timeout
         b"x-request-disconnect-disabled",  # keeps an engine at work for a client that left
+        HEADER,  # ours to a gateway
     }
 )
 """Headers by which clients could steer the proxy, and of which bad bytes make it answer 500."""
@@ -43,7 +51,17 @@ Headers = list[tuple[bytes, bytes]]
 
 def middlewares() -> list[Middleware]:
     """Serve's proxy asks for them when it starts."""
-    return [Middleware(Edge)]
+    return [Middleware(Edge, open_desk=_desk_here)]
+
+
+def _desk_here() -> AnswerDesk | None:
+    import ray
+
+    try:
+        return open_desk(ray.get_runtime_context().get_node_id(), proxy_dir())
+    except (OSError, PlatformError) as error:
+        log.warning("streams go through Serve: %s", error)
+        return None
 
 
 def cleaned(headers: Headers) -> Headers:
@@ -57,19 +75,41 @@ def cleaned(headers: Headers) -> Headers:
 class Edge:
     """ASGI, around the proxy."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(
+        self, app: ASGIApp, *, open_desk: Callable[[], AnswerDesk | None] = lambda: None
+    ) -> None:
+        """open_desk: called with the first request; where streams come in past Ray, if they do."""
         self._app = app
+        self._open_desk = open_desk
+        self._has_looked = False
+        self._desk: AnswerDesk | None = None
+        self._serving: asyncio.Task[None] | None = None
+
+    def _close(self, serving: "asyncio.Task[None]") -> None:
+        if not serving.cancelled():
+            log.error("streams go through Serve from now on: %r", serving.exception())
+        if self._desk:
+            self._desk.close()
+            self._desk = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request; other kinds of connection pass."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if not self._has_looked:
+            self._has_looked, self._desk = True, self._open_desk()
+            if self._desk:
+                self._serving = asyncio.create_task(self._desk.serve(), name="streams")
+                self._serving.add_done_callback(self._close)
         headers = cleaned(scope["headers"])
         request_id = headers[0][1]
         incoming, answer = Incoming(receive), Outgoing(send, scope["path"], request_id)
         for attempt in range(1, ATTEMPTS + 1):
-            await self._app({**scope, "headers": headers}, incoming.from_the_start(), answer)
+            call = self._desk.open() if self._desk and scope["method"] == "POST" else None
+            offered = [*headers, offer(call)] if call else headers
+            async with answer.expecting(call):
+                await self._app({**scope, "headers": offered}, incoming.from_the_start(), answer)
             if answer.has_begun or answer.is_serves_own or not incoming.can_repeat:
                 break
             log.warning("a gateway died before its answer: request_id=%s", request_id.decode())
@@ -128,16 +168,66 @@ class Outgoing:
         self.has_begun = False
         self.is_serves_own = False  # an error in Serve's words, of which nothing is passed on
         self._has_ended = False
+        self._call: Call | None = None
+        self._count: asyncio.Future[int] | None = None  # of the pieces that come past Ray
+        self._pouring: asyncio.Task[None] | None = None
+
+    @asynccontextmanager
+    async def expecting(self, call: Call | None) -> AsyncIterator[None]:
+        """One attempt, whose stream may come by `call`; at the end all of it has been sent."""
+        self._expect(call)
+        try:
+            yield
+            if self._count and not self._count.done():
+                self._count.set_exception(PeerLost("the gateway died"))
+            await self._poured()
+        finally:
+            if self._pouring:
+                self._pouring.cancel()
+            if call:
+                call.drop()
+
+    def _expect(self, call: Call | None) -> None:
+        self._call, self._count, self._pouring = call, None, None
+
+    async def _pour(self, call: Call, count: "asyncio.Future[int]") -> None:
+        async for piece in call.follow(count):
+            if isinstance(piece, Part):
+                await self._begin()
+                await self._send(
+                    {"type": "http.response.body", "body": piece.body, "more_body": True}
+                )
+
+    async def _poured(self) -> bool:
+        """Whether all pieces have come."""
+        if self._pouring:
+            try:
+                await self._pouring
+            except PeerLost as error:
+                log.warning("stream cut: request_id=%s %s", self._request_id.decode(), error)
+                return False
+        return True
 
     async def __call__(self, message: Message) -> None:
         """ASGI's send."""
         if message["type"] == "http.response.start":
-            self._head = message
+            headers, is_past_ray = stripped(message["headers"])
+            self._head = {**message, "headers": headers}
+            if is_past_ray and self._call:
+                self._count = asyncio.get_running_loop().create_future()
+                self._pouring = asyncio.create_task(self._pour(self._call, self._count))
             self.is_serves_own = message["status"] >= 400 and not self._path.startswith(SERVES)
             self.is_serves_own &= self._is(b"text/plain")
             return
         if self.is_serves_own:
             return
+        if self._count:
+            if message.get("more_body", False):
+                return
+            self._count.set_result(count_in(message.get("body", b"")))
+            if not await self._poured():
+                return
+            message = {"type": "http.response.body"}
         if message["type"] == "http.response.body":
             is_last = not message.get("more_body", False)
             if not message.get("body") and not is_last:

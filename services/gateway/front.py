@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 from monitoring.meter import Meter
 from services.gateway.admission import Admission
 from services.gateway.body import parse_body, read_body
+from services.gateway.bypass import StreamLine
 from services.gateway.errors import Refusal
 from services.gateway.keys import Key, Keys
 from services.gateway.limits import Limiter
@@ -73,9 +74,11 @@ class Front:
         ask: Ask,
         own: Mapping[str, Own],
         tracing: Tracing | None = None,
+        streams: StreamLine | None = None,
     ) -> None:
-        """own: path → what answers it here."""
+        """own: path → what answers it here. streams: to Serve's proxies, past Ray."""
         self.settings = settings
+        self.streams = streams
         self._tracing = tracing or Tracing()
         self.keys = Keys(settings.keys_file)
         self.limiter = Limiter(settings.key_limits)
@@ -103,7 +106,8 @@ class Front:
             key_name = key.name
             if account is not None:
                 relayed = await self._prepare(request, route, key, account)
-                job = Job(relayed, key, route.generates, account)
+                to = self.streams.find(request.scope["headers"]) if self.streams else None
+                job = Job(relayed, key, route.generates, account, to)
                 response: Response = RelayedResponse(self, job)
             else:
                 response = await self._own[request.scope["path"]](request)
@@ -161,6 +165,10 @@ class Front:
             self.admission.running,
             self.admission.waiting,
         )
+
+    def is_quiet_since(self, n_requests: int) -> bool:
+        """Whether no request has come since there were so many, and no news is waited for."""
+        return not self._news.problem and self.meter.n_requests == (n_requests, 0)
 
     async def _prepare(
         self, request: Request, route: Route, key: Key, account: RequestAccount

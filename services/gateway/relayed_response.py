@@ -13,7 +13,9 @@ from starlette.types import Receive, Scope, Send
 
 from monitoring.meter import Meter
 from router.errors import CapacityError, PlatformError
+from services.answers import ReplyTo
 from services.errors import error_body, error_event, is_anthropic, is_error_event, reshaped
+from services.gateway.bypass import HEADER, OpenStream
 from services.gateway.errors import Refusal
 from services.gateway.keys import Key
 from services.gateway.relay import relay
@@ -38,6 +40,7 @@ class Job:
     key: Key
     is_counted: bool
     account: RequestAccount
+    reply_to: ReplyTo | None = None  # at the proxy, for an event stream
 
 
 class RelayedResponse(Response):
@@ -49,6 +52,7 @@ class RelayedResponse(Response):
         self._job = job
         self._has_begun = False
         self._error: bytearray | None = None  # of vLLM's routes, which is to change its shape
+        self._stream: OpenStream | None = None  # if the pieces go past Ray
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI. A client that leaves ends the request in the engine."""
@@ -115,14 +119,24 @@ class RelayedResponse(Response):
         if head.status >= HTTPStatus.BAD_REQUEST and is_anthropic(self._job.request.path):
             self._error = bytearray()
             kept = [one for one in kept if one[0].lower() != b"content-length"]
+        if line := self._front.streams:
+            self._stream = line.open(self._job.reply_to, kept)
+        if self._stream is not None:
+            kept.append((HEADER, b"1"))
         await send({"type": "http.response.start", "status": head.status, "headers": kept})
 
     async def _send(self, send: Send, part: Part) -> None:
         if is_error_event(part.body):
             self._job.account.ended("server_error", self.status_code)
+        if self._stream is not None:
+            self._stream.send(part.body)
+            return
         await send({"type": "http.response.body", "body": part.body, "more_body": True})
 
     async def _end(self, send: Send, body: bytes) -> None:
+        if self._stream is not None:
+            self._stream.send(body)
+            body = self._stream.last_body()
         await send({"type": "http.response.body", "body": body, "more_body": False})
 
     def _reshaped_error(self) -> bytes:

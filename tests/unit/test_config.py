@@ -8,7 +8,7 @@ import yaml
 from pydantic import ValidationError
 
 from router.errors import ConfigError
-from services.config import DeploymentConfig, PoolConfig, load_config
+from services.config import ControllerConfig, DeploymentConfig, PoolConfig, load_config
 
 CONFIGS = sorted((Path(__file__).parents[2] / "deploy" / "configs").glob("*.yaml"))
 
@@ -191,3 +191,14 @@ def test_custom_resources_are_refused_where_no_cluster_offers_them() -> None:
     with pytest.raises(ConfigError, match=r"pool\.resources is \{'a': 1\.0\}.*ray\.address"):
         load_config(None, {"pool.resources": {"a": 1.0}})
     assert load_config(None, {"pool.resources": {"a": 1.0}, "ray.address": "auto"})
+
+
+@pytest.mark.parametrize(
+    ("lease_s", "interval_s", "wanted"), [(5.0, 0.5, 4), (1.1, 0.5, 1), (60.0, 1.0, 24)]
+)
+def test_two_reports_of_those_with_nothing_to_tell_may_be_lost(
+    lease_s: float, interval_s: float, wanted: int
+) -> None:
+    control = ControllerConfig(lease_s=lease_s, report_interval_s=interval_s)
+    assert control.quiet_intervals == wanted
+    assert wanted == 1 or 2 * wanted * interval_s < lease_s

@@ -92,7 +92,7 @@ async def ask(
     async def send(message: Message) -> None:
         sent.append(message)
 
-    asked = {"type": "http", "path": path, "headers": [], **scope}
+    asked = {"type": "http", "method": "POST", "path": path, "headers": [], **scope}
     await Edge(proxy)(asked, receive, send)
     return sent
 
@@ -189,6 +189,7 @@ async def test_other_connections_pass() -> None:
         b"x_session_id",
         b"x-request-timeout-seconds",
         b"x-request-disconnect-disabled",
+        b"X-ExpertMesh-Stream",
     ],
 )
 async def test_clients_cannot_steer_the_proxy(name: bytes) -> None:

@@ -147,3 +147,16 @@ async def test_who_would_be_refused_need_not_send_a_body(
     answer = await client.post("/v1/completions", content=body(), headers=JSON)
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
     assert read == []
+
+
+async def test_a_gateway_is_quiet_while_no_request_comes_and_none_runs(
+    front: Front, client: httpx.AsyncClient
+) -> None:
+    before, running = front.meter.n_requests
+    assert (before, running) == (0, 0)
+    assert front.is_quiet_since(before)
+    await client.post("/v1/completions", json={"model": "m", "prompt": "Hello"})
+    assert not front.is_quiet_since(before)
+    assert front.is_quiet_since(front.meter.n_requests[0])
+    front.hear(GatewayNews(problem="no engine is up"), 1.0)
+    assert not front.is_quiet_since(front.meter.n_requests[0])

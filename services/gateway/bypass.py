@@ -1,0 +1,101 @@
+"""Event streams on their way from a gateway to Serve's proxy in front of it, past Ray.
+
+A piece that goes through Serve is an object and a remote call. So the proxy's middleware (`edge`)
+says with each request where on this host it takes pieces, and a gateway that answers with an event
+stream sends them there, those of all its streams together (`services.answers`). What goes through
+Serve is the head, and the number of pieces as the only body. A gateway on another host answers as
+ever. Whoever reaches a gateway without this proxy can make up the header: it names a socket of this
+user's proxies, and a call there by a random number of 63 bits, or it is ignored.
+"""
+
+import contextlib
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from services.answers import AnswerDesk, AnswerLine, Call, ReplyTo
+from services.paths import proxy_dir
+from services.relayed import Part
+
+HEADER = b"x-expertmesh-stream"
+"""In a request: where pieces are taken. In an answer: its pieces are sent there."""
+
+OFFER = re.compile(rb"^([0-9a-f]{1,64}) (answers-[A-Za-z0-9-]{1,40}) ([0-9]{1,19})$")
+EVENTS = b"text/event-stream"
+
+Header = tuple[bytes, bytes]
+
+
+def open_desk(host: str, folder: Path) -> AnswerDesk:
+    """The proxy's end. host: its Ray node; folder: where its socket lies."""
+    for left in folder.glob("answers-*"):
+        if not Path(f"/proc/{left.name.rpartition('-')[2]}").exists():
+            left.unlink(missing_ok=True)
+    return AnswerDesk(f"proxy-{os.getpid()}", host=host, run_dir=folder)
+
+
+def offer(call: Call) -> Header:
+    """What tells a gateway of a call at the proxy's desk."""
+    to = call.reply_to
+    return HEADER, f"{to.host} {Path(to.near).name} {to.number}".encode()
+
+
+class StreamLine:
+    """A gateway's end. Used in one event loop."""
+
+    def __init__(self, host: str, folder: Path | None = None) -> None:
+        """host: this gateway's Ray node; folder: where proxies' sockets lie, theirs as a rule."""
+        self._host = host
+        self._folder = folder or proxy_dir()
+        self._line = AnswerLine(host=host)
+
+    def find(self, headers: Sequence[Header]) -> ReplyTo | None:
+        """Where the pieces of an answer to a request with these headers can be sent."""
+        offers = [OFFER.match(value) for name, value in headers if name.lower() == HEADER]
+        if len(offers) != 1 or offers[0] is None:
+            return None
+        host, name, number = (group.decode() for group in offers[0].groups())
+        if host != self._host or not (self._folder / name).is_socket():
+            return None
+        return ReplyTo(host, f"ipc://{self._folder / name}", "", int(number))
+
+    def open(self, to: ReplyTo | None, headers: Sequence[Header]) -> "OpenStream | None":
+        """A stream past Ray, if the proxy has offered it and this head announces events."""
+        is_stream = any(n.lower() == b"content-type" and v.startswith(EVENTS) for n, v in headers)
+        return OpenStream(self._line, to) if to is not None and is_stream else None
+
+    def close(self) -> None:
+        """Drop what is not sent."""
+        self._line.close()
+
+
+class OpenStream:
+    """One answer's pieces."""
+
+    def __init__(self, line: AnswerLine, to: ReplyTo) -> None:
+        self._line, self._to = line, to
+        self._sent = 0
+
+    def send(self, body: bytes) -> None:
+        """One piece; nothing is sent for an empty one."""
+        if body:
+            self._sent += 1
+            self._line.send(self._to, Part(body))
+
+    def last_body(self) -> bytes:
+        """What Serve is given as the body: how many pieces there were."""
+        return str(self._sent).encode()
+
+
+def stripped(headers: Sequence[Header]) -> tuple[list[Header], bool]:
+    """The headers of an answer without ours, and whether it was there."""
+    kept = [one for one in headers if one[0].lower() != HEADER]
+    return kept, len(kept) < len(headers)
+
+
+def count_in(body: bytes) -> int:
+    """Pieces as `last_body` wrote them; none if something else stands there."""
+    with contextlib.suppress(ValueError):
+        return int(body)
+    return 0

@@ -1,0 +1,175 @@
+"""Event streams from a gateway to the proxy's middleware over a real socket, past Serve."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import httpx
+import pytest
+from starlette.requests import Request
+from starlette.types import Message, Receive, Scope, Send
+
+from services.answers import AnswerDesk
+from services.config import load_config
+from services.gateway.bypass import HEADER, StreamLine, open_desk
+from services.gateway.edge import Edge
+from services.gateway.front import Front
+from services.gateway.settings import gateway_settings
+from services.messages import GatewayNews
+from services.relayed import Head, Part, RelayedRequest
+
+HOST = "ab" * 28
+EVENTS = ((b"content-type", b"text/event-stream; charset=utf-8"),)
+PIECES = [f"data: {n}\n\n".encode() for n in range(200)]
+Gateway = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class Proxy:
+    """Serve's proxy and the gateways behind it, in turn; keeps what went through it."""
+
+    def __init__(self, *gateways: Gateway) -> None:
+        self.gateways = list(gateways)
+        self.through: list[Message] = []
+        self.headers: list[tuple[bytes, bytes]] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.headers = scope["headers"]
+
+        async def keeping(message: Message) -> None:
+            self.through.append(message)
+            await send(message)
+
+        await self.gateways.pop(0)(scope, receive, keeping)
+
+
+@pytest.fixture
+async def line(tmp_path: Path) -> AsyncIterator[StreamLine]:
+    made = StreamLine(HOST, tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+async def desk(tmp_path: Path) -> AsyncIterator[AnswerDesk]:
+    opened = open_desk(HOST, tmp_path)
+    yield opened
+    opened.close()
+
+
+def gateway(line: StreamLine, *, dies_after: int | None = None) -> Gateway:
+    """A real one but for the replica. dies_after: pieces."""
+
+    async def replica(request: RelayedRequest) -> AsyncGenerator[Head | Part, None]:
+        if not json.loads(request.body)["stream"]:
+            yield Head(200, ((b"content-type", b"application/json"),))
+            yield Part(b'{"choices": []}')
+            return
+        yield Head(200, EVENTS)
+        for count, piece in enumerate(PIECES):
+            if count == dies_after:
+                await asyncio.sleep(0.05)  # what was sent is on its way
+                raise asyncio.CancelledError
+            yield Part(piece, 3, count)
+
+    settings = gateway_settings(load_config(None, {"model.path": "m"}))
+    front = Front(settings, replica, {}, streams=line)
+    front.hear(GatewayNews(engines=1), 0.0)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await (await front.answer(Request(scope, receive)))(scope, receive, send)
+        except asyncio.CancelledError:  # it died: the proxy sees no more of it
+            return
+
+    return app
+
+
+async def ask(
+    proxy: Proxy, desk: AnswerDesk | None, *, stream: bool = True, header: bytes = b""
+) -> httpx.Response:
+    app = Edge(proxy, open_desk=lambda: desk)
+    transport = httpx.ASGITransport(app)
+    headers = [(HEADER, header)] if header else []
+    async with httpx.AsyncClient(transport=transport, base_url="http://proxy") as client:
+        body = {"model": "m", "prompt": "Hello", "stream": stream}
+        return await client.post("/v1/completions", json=body, headers=headers)
+
+
+def bodies(proxy: Proxy) -> list[bytes]:
+    return [m["body"] for m in proxy.through if m.get("body")]
+
+
+async def test_a_stream_goes_past_serve(line: StreamLine, desk: AnswerDesk) -> None:
+    proxy = Proxy(gateway(line))
+    answer = await ask(proxy, desk)
+    assert answer.content == b"".join(PIECES)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert HEADER.decode() not in answer.headers
+    assert bodies(proxy) == [b"200"]
+
+
+async def test_what_is_no_stream_goes_through_serve(line: StreamLine, desk: AnswerDesk) -> None:
+    proxy = Proxy(gateway(line))
+    answer = await ask(proxy, desk, stream=False)
+    assert answer.json() == {"choices": []}
+    assert bodies(proxy) == [answer.content]
+
+
+async def test_without_a_desk_a_stream_goes_through_serve(line: StreamLine) -> None:
+    proxy = Proxy(gateway(line))
+    assert (await ask(proxy, None)).content == b"".join(PIECES)
+    assert bodies(proxy) == PIECES
+
+
+async def test_a_gateway_elsewhere_answers_through_serve(tmp_path: Path, desk: AnswerDesk) -> None:
+    proxy = Proxy(gateway(StreamLine("cd" * 28, tmp_path)))
+    assert (await ask(proxy, desk)).content == b"".join(PIECES)
+    assert bodies(proxy) == PIECES
+
+
+async def test_a_gateway_that_dies_before_a_piece_is_followed_by_another(
+    line: StreamLine, desk: AnswerDesk
+) -> None:
+    proxy = Proxy(gateway(line, dies_after=0), gateway(line))
+    assert (await ask(proxy, desk)).content == b"".join(PIECES)
+
+
+async def test_a_stream_whose_gateway_dies_has_all_that_was_sent_and_an_error(
+    line: StreamLine, desk: AnswerDesk
+) -> None:
+    answer = await ask(Proxy(gateway(line, dies_after=70)), desk)
+    *begun, error = answer.content.split(b"data: ")[1:]
+    assert [b"data: " + piece for piece in begun] == PIECES[:70]
+    assert "the gateway that answered died" in json.loads(error)["error"]["message"]
+
+
+async def test_clients_cannot_name_a_socket(line: StreamLine, desk: AnswerDesk) -> None:
+    proxy = Proxy(gateway(line))
+    await ask(proxy, None, header=f"{HOST} answers-proxy-1 7".encode())
+    assert HEADER not in dict(proxy.headers)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"",
+        b"no",
+        b"cd answers-{pid} 7",
+        HOST.encode() + b" ../answers-{pid} 7",
+        HOST.encode() + b" answers-there-is-none 7",
+        HOST.encode() + b" answers-proxy-1 -7",
+    ],
+)
+async def test_a_header_that_names_no_desk_is_ignored(
+    line: StreamLine, desk: AnswerDesk, header: bytes
+) -> None:
+    assert line.find([(HEADER, header)]) is None
+
+
+def test_sockets_that_dead_proxies_left_are_removed(tmp_path: Path) -> None:
+    for pid in (1, 999_999_999):
+        (tmp_path / f"answers-proxy-{pid}").touch()
+    open_desk(HOST, tmp_path).close()
+    assert (tmp_path / "answers-proxy-1").exists()
+    assert not (tmp_path / "answers-proxy-999999999").exists()
