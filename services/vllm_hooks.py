@@ -99,12 +99,16 @@ def close_lone_groups() -> None:
     """Close the process groups that this process is alone in, once the model is built.
 
     vLLM makes fourteen; gloo has a thread for each that wakes up a hundred times a second, in
-    every engine and shard. What they are asked for afterwards, ranks and sizes, they still know.
+    every engine and shard. In their place is the default group, which is of one as well.
     """
+    default = torch.distributed.group.WORLD
     for reference in parallel_state._groups.values():
         group = reference()
-        if group is not None and group.world_size == 1:
-            group.destroy()
+        if group is None or group.world_size > 1 or group.cpu_group is default:
+            continue
+        group.destroy()
+        group.cpu_group = group.device_group = default
+        group.destroy = lambda: None
 
 
 class RemoteMethod(FusedMoEMethodBase):

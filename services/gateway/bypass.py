@@ -4,22 +4,32 @@ A piece that goes through Serve is an object and a remote call. So the proxy's m
 says with each request where on this host it takes pieces, and a gateway that answers with an event
 stream sends them there, those of all its streams together (`services.answers`). What goes through
 Serve is the head, and the number of pieces as the only body. A gateway on another host answers as
-ever. Whoever reaches a gateway without this proxy can make up the header: it names a socket of this
-user's proxies, and a call there by a random number of 63 bits, or it is ignored.
+ever. When a gateway dies in a stream, another one goes on with it: the proxy has what came, token
+ids too, and says so in a second header.
+Whoever reaches a gateway without this proxy can make up these headers: they must name the host by
+Ray's random name for it and a socket of this user's proxies, and a call there by a random number of
+63 bits, or they are ignored.
 """
 
+import base64
 import contextlib
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgpack
+
 from services.answers import AnswerDesk, AnswerLine, Call, ReplyTo
+from services.gateway.relay import Sent
 from services.paths import proxy_dir
 from services.relayed import Part
 
 HEADER = b"x-expertmesh-stream"
-"""In a request: where pieces are taken. In an answer: its pieces are sent there."""
+"""In a request: where pieces are taken. In an answer, which are sent there: the request's id."""
+
+BEGUN = b"x-expertmesh-begun"
+"""In a request: what the client has already of its answer."""
 
 OFFER = re.compile(rb"^([0-9a-f]{1,64}) (answers-[A-Za-z0-9-]{1,40}) ([0-9]{1,19})$")
 EVENTS = b"text/event-stream"
@@ -39,6 +49,27 @@ def offer(call: Call) -> Header:
     """What tells a gateway of a call at the proxy's desk."""
     to = call.reply_to
     return HEADER, f"{to.host} {Path(to.near).name} {to.number}".encode()
+
+
+def begun(request_id: str, sent: Sent) -> Header:
+    """What tells a second gateway what came of the first one. request_id: in the answer."""
+    told = (request_id, sent.n_parts, sent.n_bytes, sent.created, sent.groups)
+    return BEGUN, base64.b64encode(msgpack.packb(told))
+
+
+NOTHING_BEGUN: tuple[str, Sent | None] = ("", None)
+
+
+def find_begun(headers: Sequence[Header]) -> tuple[str, Sent | None]:
+    """What `begun` said, and nothing of a request like any other."""
+    told = dict(headers).get(BEGUN)
+    if told is None:
+        return NOTHING_BEGUN
+    request_id, n_parts, n_bytes, created, groups = msgpack.unpackb(
+        base64.b64decode(told), use_list=False
+    )
+    sent = Sent(n_parts=n_parts, n_bytes=n_bytes, created=created, groups=list(groups))
+    return request_id, sent
 
 
 class StreamLine:
@@ -77,21 +108,21 @@ class OpenStream:
         self._line, self._to = line, to
         self._sent = 0
 
-    def send(self, body: bytes) -> None:
+    def send(self, part: Part) -> None:
         """One piece; nothing is sent for an empty one."""
-        if body:
+        if part.body:
             self._sent += 1
-            self._line.send(self._to, Part(body))
+            self._line.send(self._to, part)
 
     def last_body(self) -> bytes:
         """What Serve is given as the body: how many pieces there were."""
         return str(self._sent).encode()
 
 
-def stripped(headers: Sequence[Header]) -> tuple[list[Header], bool]:
-    """The headers of an answer without ours, and whether it was there."""
+def stripped(headers: Sequence[Header]) -> tuple[list[Header], str]:
+    """The headers of an answer without ours, and the request's id if it was there."""
     kept = [one for one in headers if one[0].lower() != HEADER]
-    return kept, len(kept) < len(headers)
+    return kept, b"".join(value for name, value in headers if name.lower() == HEADER).decode()
 
 
 def count_in(body: bytes) -> int:

@@ -2,9 +2,10 @@
 
 Runs in the proxy's process, through Serve's own hook for middlewares (`services.local_ray` names
 it), before any gateway sees the request; so it looks at no key and imports little. The proxy leaves
-a request whose gateway died unanswered: before its first byte it is sent to another gateway here,
-once, and after it a stream gets an error event. Where the proxy has no gateway at all it says so in
-plain text, with 404 while the application starts; clients are told 503 in the shape they read.
+a request whose gateway died unanswered: it is sent to another gateway here, once. That one goes on
+with a stream that has begun, if its pieces came past Ray (`bypass`); else it gets an error event.
+Where the proxy has no gateway at all it says so in plain text, with 404 while the application
+starts; clients are told 503 in the shape they read.
 """
 
 import asyncio
@@ -21,7 +22,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from router.errors import PeerLost, PlatformError
 from services.answers import AnswerDesk, Call
 from services.errors import error_body, error_event, is_anthropic
-from services.gateway.bypass import HEADER, count_in, offer, open_desk, stripped
+from services.gateway.bypass import BEGUN, HEADER, begun, count_in, offer, open_desk, stripped
+from services.gateway.relay import RESUMABLE, Sent
 from services.paths import proxy_dir
 from services.relayed import Part
 
@@ -38,6 +40,7 @@ FOR_SERVE = frozenset(
         b"x-request-timeout-seconds",  # whether the proxy gives up; ours is x-request-timeout
         b"x-request-disconnect-disabled",  # keeps an engine at work for a client that left
         HEADER,  # ours to a gateway
+        BEGUN,
     }
 )
 """Headers by which clients could steer the proxy, and of which bad bytes make it answer 500."""
@@ -107,12 +110,12 @@ class Edge:
         incoming, answer = Incoming(receive), Outgoing(send, scope["path"], request_id)
         for attempt in range(1, ATTEMPTS + 1):
             call = self._desk.open() if self._desk and scope["method"] == "POST" else None
-            offered = [*headers, offer(call)] if call else headers
+            offered = [*headers, offer(call), *answer.begun()] if call else headers
             async with answer.expecting(call):
                 await self._app({**scope, "headers": offered}, incoming.from_the_start(), answer)
-            if answer.has_begun or answer.is_serves_own or not incoming.can_repeat:
+            if answer.is_over or not incoming.can_repeat:
                 break
-            log.warning("a gateway died before its answer: request_id=%s", request_id.decode())
+            log.warning("a gateway died in its answer: request_id=%s", request_id.decode())
             if attempt < ATTEMPTS:
                 answer.forget()
         if not incoming.has_left:
@@ -165,12 +168,26 @@ class Outgoing:
         self._path = path
         self._request_id = request_id
         self._head: MutableMapping[str, Any] | None = None
+        self._is_ignored = False
         self.has_begun = False
         self.is_serves_own = False  # an error in Serve's words, of which nothing is passed on
         self._has_ended = False
+        self._sent = Sent()  # of a stream that comes past Ray
+        self._their_id = ""  # of it
         self._call: Call | None = None
         self._count: asyncio.Future[int] | None = None  # of the pieces that come past Ray
         self._pouring: asyncio.Task[None] | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether another gateway could add nothing."""
+        if self.has_begun and not self._has_ended:
+            return not (self._sent.can_resume and self._path in RESUMABLE)
+        return self._has_ended or self.is_serves_own
+
+    def begun(self) -> list[tuple[bytes, bytes]]:
+        """What tells the next gateway of what the client has."""
+        return [begun(self._their_id, self._sent)] if self._sent.n_parts else []
 
     @asynccontextmanager
     async def expecting(self, call: Call | None) -> AsyncIterator[None]:
@@ -189,11 +206,13 @@ class Outgoing:
 
     def _expect(self, call: Call | None) -> None:
         self._call, self._count, self._pouring = call, None, None
+        self._is_ignored = False
 
     async def _pour(self, call: Call, count: "asyncio.Future[int]") -> None:
         async for piece in call.follow(count):
             if isinstance(piece, Part):
                 await self._begin()
+                self._sent.add(piece)
                 await self._send(
                     {"type": "http.response.body", "body": piece.body, "more_body": True}
                 )
@@ -211,15 +230,19 @@ class Outgoing:
     async def __call__(self, message: Message) -> None:
         """ASGI's send."""
         if message["type"] == "http.response.start":
-            headers, is_past_ray = stripped(message["headers"])
-            self._head = {**message, "headers": headers}
-            if is_past_ray and self._call:
+            headers, their_id = stripped(message["headers"])
+            self._their_id = self._their_id or their_id
+            self._is_ignored = self.has_begun and not their_id  # a second gateway's refusal
+            if not self.has_begun:
+                self._head = {**message, "headers": headers}
+            if their_id and self._call:
                 self._count = asyncio.get_running_loop().create_future()
                 self._pouring = asyncio.create_task(self._pour(self._call, self._count))
-            self.is_serves_own = message["status"] >= 400 and not self._path.startswith(SERVES)
-            self.is_serves_own &= self._is(b"text/plain")
+            if not self.has_begun:
+                is_error = message["status"] >= 400 and not self._path.startswith(SERVES)
+                self.is_serves_own = is_error and self._is(b"text/plain")
             return
-        if self.is_serves_own:
+        if self.is_serves_own or self._is_ignored:
             return
         if self._count:
             if message.get("more_body", False):
@@ -237,8 +260,9 @@ class Outgoing:
         await self._send(message)
 
     def forget(self) -> None:
-        """Nothing of the last attempt has been sent."""
-        self._head = None
+        """The head of the last attempt, if it has not been sent."""
+        if not self.has_begun:
+            self._head = None
 
     async def finish(self) -> None:
         """Say what is the matter if the answer has no end; a body without events is cut off."""

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from monitoring.meter import Meter
 from services.gateway.admission import Admission
 from services.gateway.body import parse_body, read_body
-from services.gateway.bypass import StreamLine
+from services.gateway.bypass import BEGUN, NOTHING_BEGUN, StreamLine, find_begun
 from services.gateway.errors import Refusal
 from services.gateway.keys import Key, Keys
 from services.gateway.limits import Limiter
@@ -39,7 +39,7 @@ Own = Callable[[Request], Awaitable[Response]]
 
 def check_headers(headers: Sequence[tuple[bytes, bytes]]) -> None:
     """Serve's proxy has no limit of its own. Raises Refusal: 431."""
-    size = sum(len(name) + len(value) for name, value in headers)
+    size = sum(len(name) + len(value) for name, value in headers if name.lower() != BEGUN)
     if len(headers) > MAX_HEADERS or size > MAX_HEADER_BYTES:
         raise Refusal(
             431,
@@ -101,13 +101,14 @@ class Front:
             route = find_route(request.method, request.scope["path"])
             if route.is_relayed:
                 call = self.meter.began(route.meter)
-                account = RequestAccount(call, self._tracing, request)
+                to = self.streams.find(request.scope["headers"]) if self.streams else None
+                request_id, sent = find_begun(request.scope["headers"]) if to else NOTHING_BEGUN
+                account = RequestAccount(call, self._tracing, request, request_id)
             key = self.keys.check(request.scope["headers"], route.scope)
             key_name = key.name
             if account is not None:
                 relayed = await self._prepare(request, route, key, account)
-                to = self.streams.find(request.scope["headers"]) if self.streams else None
-                job = Job(relayed, key, route.generates, account, to)
+                job = Job(relayed, key, route.generates, account, to, sent)
                 response: Response = RelayedResponse(self, job)
             else:
                 response = await self._own[request.scope["path"]](request)

@@ -40,13 +40,14 @@ CREATED = re.compile(rb'"created":(\d+)')
 
 
 @dataclass(slots=True)
-class _Sent:
+class Sent:
     """What the client has got; the head goes with the first part, so that a death before that
 
-    costs nothing.
+    costs nothing. has_head: it has been passed on.
     """
 
     head: Head | None = None
+    has_head: bool = False
     n_parts: int = 0
     n_bytes: int = 0
     groups: list[tuple[int, ...]] = field(default_factory=list)
@@ -54,6 +55,7 @@ class _Sent:
     created: bytes = b""  # of the first part; the same in all of them
 
     def add(self, part: Part) -> None:
+        """One more."""
         if not self.n_parts and (found := CREATED.search(part.body)):
             self.created = found[0]
         self.n_parts += 1
@@ -63,13 +65,23 @@ class _Sent:
 
 
 async def relay(
-    request: RelayedRequest, ask: Ask, took_over: TookOver, *, pause_s: float = PAUSE_S
+    request: RelayedRequest,
+    ask: Ask,
+    took_over: TookOver,
+    *,
+    sent: Sent | None = None,
+    pause_s: float = PAUSE_S,
 ) -> Answers:
     """What the client is to get. Raises PeerLost if it cannot be finished, CapacityError.
 
     took_over: called with whether the answer had begun, each time another replica is asked.
+    sent: by a gateway that has died since; it is gone on with.
     """
-    sent = _Sent()
+    if sent is None:
+        sent = Sent()
+    else:
+        took_over(in_stream=True)
+        request = replace(request, resume=Resume(tuple(sent.groups), sent.n_parts))
     for attempt in range(1, MAX_ATTEMPTS + 1):
         try:
             async with aclosing(_attempt(request, ask, sent)) as answers:
@@ -94,24 +106,26 @@ async def relay(
             request = replace(request, resume=Resume(tuple(sent.groups), sent.n_parts))
 
 
-async def _attempt(request: RelayedRequest, ask: Ask, sent: _Sent) -> Answers:
+async def _attempt(request: RelayedRequest, ask: Ask, sent: Sent) -> Answers:
     again = _Again(sent.n_parts, sent.n_bytes, sent.created) if sent.n_parts else None
     if not sent.n_parts:
         request = replace(request, resume=None)
     async with aclosing(ask(request)) as answers:
         async for answer in answers:
             if isinstance(answer, Head):
-                if sent.n_parts and sent.head and answer.status != sent.head.status:
+                if sent.n_parts and answer.status != (sent.head.status if sent.head else 200):
                     raise PeerLost(f"taken over by another replica, it ended with {answer.status}")
-                sent.head = sent.head if sent.n_parts else answer
+                if sent.head is None or not sent.n_parts:
+                    sent.head = answer
                 continue
             part = answer if again is None else again.follow(answer)
+            if sent.head and not sent.has_head and (part or sent.n_parts):
+                sent.has_head = True
+                yield sent.head
             if part is not None:
-                if not sent.n_parts and sent.head:
-                    yield sent.head
                 sent.add(part)
                 yield part
-    if not sent.n_parts and sent.head:
+    if sent.head and not sent.has_head:
         yield sent.head
 
 

@@ -18,7 +18,7 @@ from services.errors import error_body, error_event, is_anthropic, is_error_even
 from services.gateway.bypass import HEADER, OpenStream
 from services.gateway.errors import Refusal
 from services.gateway.keys import Key
-from services.gateway.relay import relay
+from services.gateway.relay import Sent, relay
 from services.gateway.request_account import LEFT, RequestAccount
 from services.relayed import Head, Part, RelayedRequest
 from services.tracing import inside
@@ -41,6 +41,7 @@ class Job:
     is_counted: bool
     account: RequestAccount
     reply_to: ReplyTo | None = None  # at the proxy, for an event stream
+    sent: Sent | None = None  # by a gateway that died in the stream
 
 
 class RelayedResponse(Response):
@@ -81,7 +82,9 @@ class RelayedResponse(Response):
             async with (
                 asyncio.timeout(left_s),
                 front.admission.enter(job.key.name),
-                aclosing(relay(job.request, front.ask, front.meter.took_over)) as answers,
+                aclosing(
+                    relay(job.request, front.ask, front.meter.took_over, sent=job.sent)
+                ) as answers,
             ):
                 async for answer in answers:
                     if isinstance(answer, Head):
@@ -122,20 +125,20 @@ class RelayedResponse(Response):
         if line := self._front.streams:
             self._stream = line.open(self._job.reply_to, kept)
         if self._stream is not None:
-            kept.append((HEADER, b"1"))
+            kept.append((HEADER, self._job.request.request_id.encode()))
         await send({"type": "http.response.start", "status": head.status, "headers": kept})
 
     async def _send(self, send: Send, part: Part) -> None:
         if is_error_event(part.body):
             self._job.account.ended("server_error", self.status_code)
         if self._stream is not None:
-            self._stream.send(part.body)
+            self._stream.send(part)
             return
         await send({"type": "http.response.body", "body": part.body, "more_body": True})
 
     async def _end(self, send: Send, body: bytes) -> None:
         if self._stream is not None:
-            self._stream.send(body)
+            self._stream.send(Part(body))
             body = self._stream.last_body()
         await send({"type": "http.response.body", "body": body, "more_body": False})
 

@@ -20,9 +20,11 @@ LEFT = 499  # as nginx has it: the client did not wait for a status
 class RequestAccount:
     """Its span is a child of the client's own, where the client sent one."""
 
-    def __init__(self, call: Call, tracing: Tracing, request: Request) -> None:
-        """call: the meter's."""
-        self.request_id = uuid.uuid4().hex
+    def __init__(
+        self, call: Call, tracing: Tracing, request: Request, request_id: str = ""
+    ) -> None:
+        """call: the meter's. request_id: that of a gateway before, else it gets a new one."""
+        self.request_id = request_id or uuid.uuid4().hex
         self._call = call
         path = request.scope["path"]
         theirs = request.headers.getlist(TRACEPARENT) if tracing.is_on else []

@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -21,7 +23,8 @@ from services.relayed import Head, Part, RelayedRequest
 
 HOST = "ab" * 28
 EVENTS = ((b"content-type", b"text/event-stream; charset=utf-8"),)
-PIECES = [f"data: {n}\n\n".encode() for n in range(200)]
+PIECES = [f"data: {n} of ID\n\n".encode() for n in range(200)]
+TEXT = b"".join(PIECES).decode()
 Gateway = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
@@ -57,20 +60,29 @@ async def desk(tmp_path: Path) -> AsyncIterator[AnswerDesk]:
     opened.close()
 
 
-def gateway(line: StreamLine, *, dies_after: int | None = None) -> Gateway:
-    """A real one but for the replica. dies_after: pieces."""
+def gateway(
+    line: StreamLine, *, dies_after: int | None = None, says: int = 200, can_resume: bool = True
+) -> Gateway:
+    """A real one but for the replica. dies_after: pieces; says: the replica's status."""
 
     async def replica(request: RelayedRequest) -> AsyncGenerator[Head | Part, None]:
+        if says != 200:
+            yield Head(says, ((b"content-type", b"application/json"),))
+            yield Part(b"{}")
+            return
         if not json.loads(request.body)["stream"]:
             yield Head(200, ((b"content-type", b"application/json"),))
             yield Part(b'{"choices": []}')
             return
         yield Head(200, EVENTS)
+        told = request.resume.groups if request.resume else ()
+        assert told == tuple((n,) for n in range(len(told)))
         for count, piece in enumerate(PIECES):
+            piece = piece.replace(b"ID", request.request_id.encode())
             if count == dies_after:
                 await asyncio.sleep(0.05)  # what was sent is on its way
                 raise asyncio.CancelledError
-            yield Part(piece, 3, count)
+            yield Part(piece, 3, count, can_resume, ((count,),))
 
     settings = gateway_settings(load_config(None, {"model.path": "m"}))
     front = Front(settings, replica, {}, streams=line)
@@ -96,6 +108,12 @@ async def ask(
         return await client.post("/v1/completions", json=body, headers=headers)
 
 
+def text_of(answer: httpx.Response) -> str:
+    """With the request's id, which is the same in all pieces, left out."""
+    [one] = set(re.findall(r"of ([0-9a-f]{32})", answer.text))
+    return answer.text.replace(one, "ID")
+
+
 def bodies(proxy: Proxy) -> list[bytes]:
     return [m["body"] for m in proxy.through if m.get("body")]
 
@@ -103,7 +121,7 @@ def bodies(proxy: Proxy) -> list[bytes]:
 async def test_a_stream_goes_past_serve(line: StreamLine, desk: AnswerDesk) -> None:
     proxy = Proxy(gateway(line))
     answer = await ask(proxy, desk)
-    assert answer.content == b"".join(PIECES)
+    assert text_of(answer) == TEXT
     assert answer.headers["content-type"].startswith("text/event-stream")
     assert HEADER.decode() not in answer.headers
     assert bodies(proxy) == [b"200"]
@@ -118,30 +136,42 @@ async def test_what_is_no_stream_goes_through_serve(line: StreamLine, desk: Answ
 
 async def test_without_a_desk_a_stream_goes_through_serve(line: StreamLine) -> None:
     proxy = Proxy(gateway(line))
-    assert (await ask(proxy, None)).content == b"".join(PIECES)
-    assert bodies(proxy) == PIECES
+    assert text_of(await ask(proxy, None)) == TEXT
+    assert len(bodies(proxy)) == len(PIECES)
 
 
 async def test_a_gateway_elsewhere_answers_through_serve(tmp_path: Path, desk: AnswerDesk) -> None:
     proxy = Proxy(gateway(StreamLine("cd" * 28, tmp_path)))
-    assert (await ask(proxy, desk)).content == b"".join(PIECES)
-    assert bodies(proxy) == PIECES
+    assert text_of(await ask(proxy, desk)) == TEXT
+    assert len(bodies(proxy)) == len(PIECES)
 
 
 async def test_a_gateway_that_dies_before_a_piece_is_followed_by_another(
     line: StreamLine, desk: AnswerDesk
 ) -> None:
     proxy = Proxy(gateway(line, dies_after=0), gateway(line))
-    assert (await ask(proxy, desk)).content == b"".join(PIECES)
+    assert text_of(await ask(proxy, desk)) == TEXT
 
 
-async def test_a_stream_whose_gateway_dies_has_all_that_was_sent_and_an_error(
-    line: StreamLine, desk: AnswerDesk
+@pytest.mark.parametrize("dies_after", [1, 70, 199])
+async def test_a_stream_whose_gateway_dies_is_gone_on_with_by_another(
+    line: StreamLine, desk: AnswerDesk, dies_after: int
 ) -> None:
-    answer = await ask(Proxy(gateway(line, dies_after=70)), desk)
-    *begun, error = answer.content.split(b"data: ")[1:]
-    assert [b"data: " + piece for piece in begun] == PIECES[:70]
-    assert "the gateway that answered died" in json.loads(error)["error"]["message"]
+    proxy = Proxy(gateway(line, dies_after=dies_after), gateway(line))
+    assert text_of(await ask(proxy, desk)) == TEXT
+
+
+@pytest.mark.parametrize(
+    ("second", "can_resume"), [({"says": 503}, True), ({"dies_after": 150}, True), ({}, False)]
+)
+async def test_a_stream_that_nobody_goes_on_with_ends_with_an_error(
+    line: StreamLine, desk: AnswerDesk, second: dict[str, Any], can_resume: bool
+) -> None:
+    first = gateway(line, dies_after=70, can_resume=can_resume)
+    *begun, error = text_of(await ask(Proxy(first, gateway(line, **second)), desk)).split("data: ")
+    assert TEXT.startswith("data: ".join(begun))
+    assert len(begun) == 1 + second.get("dies_after", 70)
+    assert "died" in json.loads(error)["error"]["message"]
 
 
 async def test_clients_cannot_name_a_socket(line: StreamLine, desk: AnswerDesk) -> None:
