@@ -40,16 +40,22 @@ class EngineSetup:
     kv_cache_gib: float
     shards: int
     redundancy: int
+    replicas: int = 1  # attention replicas of one pool, against as many whole engines
     settings: tuple[str, ...] = ()  # KEY=VALUE, of ExpertMesh alone
 
 
-def launch_of(side: str, setup: EngineSetup, checkpoint: Path) -> Launch:
-    """How to start one side on a port that is free now."""
-    port = free_port()
-    words = vllm_words(setup, checkpoint) if side == VLLM else expertmesh_words(setup, checkpoint)
-    environment = {**os.environ, **ENVIRONMENT}
-    if side == VLLM:
-        environment |= vllm_environment(os.sched_getaffinity(0))
+def launches_of(side: str, setup: EngineSetup, checkpoint: Path) -> tuple[Launch, ...]:
+    """How to start one side on ports that are free now. Whole engines have their share of cores."""
+    if side == EXPERTMESH:
+        return (_launch(expertmesh_words(setup, checkpoint), {}),)
+    cores, words = sorted(os.sched_getaffinity(0)), vllm_words(setup, checkpoint)
+    count = setup.replicas
+    shares = [set(cores[n::count]) or set(cores) for n in range(count)]
+    return tuple(_launch(words, vllm_environment(share)) for share in shares)
+
+
+def _launch(words: tuple[str, ...], more: Mapping[str, str]) -> Launch:
+    port, environment = free_port(), {**os.environ, **ENVIRONMENT, **more}
     return Launch(
         words=(sys.executable, "-m", *words, "--port", str(port)),
         environment=environment,
@@ -97,6 +103,7 @@ def expertmesh_words(setup: EngineSetup, checkpoint: Path) -> tuple[str, ...]:
         "attention.max_num_batched_tokens": batched_tokens(setup),
         "attention.kv_cache_gib": setup.kv_cache_gib,
         "attention.engine_args.enable_prefix_caching": "false",
+        "attention.replicas": setup.replicas,
         "pool.shards": setup.shards,
         "pool.redundancy": setup.redundancy,
     }

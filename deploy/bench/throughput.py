@@ -6,6 +6,8 @@ each of them.
 
 import asyncio
 import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from deploy.bench.load import Prompt, Stream, closed_loop
 from deploy.bench.measure import Measurement, RoundId, measure
 from deploy.bench.report import Circumstances, write_json
 from deploy.bench.servers import Server, running
-from deploy.bench.sides import SIDES, launch_of
+from deploy.bench.sides import SIDES, launches_of
 from deploy.bench.throughput_report import (
     Model,
     ThroughputOptions,
@@ -55,21 +57,27 @@ class ThroughputRun:
     def _measure_server(self, model: Model, pair: int, side: str, log: Path) -> None:
         options, progress = self._options, self._progress
         title = f"{model.name}, pair {pair} of {options.pairs}, {side}"
-        with running(launch_of(side, options.engine, model.folder), log) as server:
+        launches = launches_of(side, options.engine, model.folder)
+        with ExitStack() as stack:
+            servers = [
+                stack.enter_context(running(launch, log.with_suffix(f".{number}.log")))
+                for number, launch in enumerate(launches)
+            ]
             try:
                 with progress.step(f"{title}: starting"):
-                    server.wait_until_ready()
+                    for server in servers:
+                        server.wait_until_ready()
                 for clients in options.clients:
                     which = RoundId(model.name, side, pair, clients)
                     with progress.step(f"{title}: {clients} clients"):
-                        one = asyncio.run(self._round(which, model.folder, server))
+                        one = asyncio.run(self._round(which, model.folder, servers))
                     self._measurements.append(one)
                     progress.say(told(one))
             finally:
                 progress.say(f"{title}: stopping")
 
-    async def _round(self, which: RoundId, folder: Path, server: Server) -> Measurement:
-        """Warm up, then measure one number of clients."""
+    async def _round(self, which: RoundId, folder: Path, servers: Sequence[Server]) -> Measurement:
+        """Warm up, then measure one number of clients, who are dealt out to the servers."""
         options, clients = self._options, which.clients
         count = max(options.requests, options.requests_per_client * clients)
         prompts = random_prompts(
@@ -77,31 +85,42 @@ class ThroughputRun:
         )
 
         async def send(requests: int, max_tokens: int) -> list[Stream]:
-            return await closed_loop(
-                server.launch.url,
-                model=server.launch.model,
-                prompts=prompts,
-                clients=clients,
-                max_tokens=max_tokens,
-                requests=requests,
+            streams = await asyncio.gather(
+                *(
+                    closed_loop(
+                        server.launch.url,
+                        model=server.launch.model,
+                        prompts=prompts[number :: len(servers)],
+                        clients=_share(clients, number, len(servers)),
+                        max_tokens=max_tokens,
+                        requests=_share(requests, number, len(servers)),
+                    )
+                    for number, server in enumerate(servers)
+                )
             )
+            return [stream for each in streams for stream in each]
 
         await send(WARM_UP_REQUESTS * clients, min(WARM_UP_TOKENS, options.max_tokens))
-        before = look_at_cpu(server.process)
+        processes = [server.process for server in servers]
+        before = look_at_cpu(*processes)
         streams = await send(count, options.max_tokens)
-        used = cpu_between(before, look_at_cpu(server.process))
+        used = cpu_between(before, look_at_cpu(*processes))
         return measure(
             which,
             streams,
-            resident_bytes=resident_bytes(server.process),
+            resident_bytes=resident_bytes(*processes),
             cpu=used,
-            start_s=server.start_s,
+            start_s=max(server.start_s for server in servers),
         )
 
     def _write(self, *, is_complete: bool) -> ThroughputReport:
         report = report_of(self._options, self._around, self._measurements, is_complete=is_complete)
         write_json(self._options.json_file, report)
         return report
+
+
+def _share(count: int, number: int, among: int) -> int:
+    return len(range(number, count, among))
 
 
 def vocabulary_of(folder: Path) -> int:

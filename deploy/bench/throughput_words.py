@@ -31,6 +31,11 @@ def throughput_options(arguments: argparse.Namespace, progress: Progress) -> Thr
             f"--prompt-tokens and --max-tokens are {asked_tokens} together, --max-model-len is "
             f"{max_model_len}; raise it."
         )
+    if min(arguments.clients) < arguments.replicas:
+        raise ConfigError(
+            f"--clients has {min(arguments.clients)}, --replicas is {arguments.replicas}: each "
+            "engine needs a client of its own."
+        )
     machine = this_machine()
     return ThroughputOptions(
         models=tuple(
@@ -51,6 +56,7 @@ def throughput_options(arguments: argparse.Namespace, progress: Progress) -> Thr
             kv_cache_gib=arguments.kv_cache_gib,
             shards=arguments.shards,
             redundancy=arguments.redundancy,
+            replicas=arguments.replicas,
             settings=tuple(arguments.set),
         ),
         json_file=arguments.json,
@@ -95,6 +101,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--kv-cache-gib", 0.5, "of both sides", type=float, metavar="GIB")
     add("--shards", 2, "of ExpertMesh's pool", type=number, metavar="N")
+    add(
+        "--replicas",
+        1,
+        "of attention that share the pool, against as many whole engines, each on its cores",
+        type=number,
+        metavar="N",
+    )
     add("--redundancy", 1, "shards that hold each expert", type=number, metavar="N")
     parser.add_argument(
         "--set",

@@ -37,10 +37,10 @@ def tree(root: ProcessId) -> tuple[ProcessId, ...]:
     return (root, *descendants(root))
 
 
-def resident_bytes(root: ProcessId) -> int:
+def resident_bytes(*roots: ProcessId) -> int:
     """Proportional set sizes, summed: a page that n processes share is an n-th of each."""
     total = 0
-    for process in tree(root):
+    for process in (each for root in roots for each in tree(root)):
         try:
             total += psutil.Process(process.pid).memory_full_info().pss
         except psutil.Error:  # it has just ended
@@ -48,12 +48,12 @@ def resident_bytes(root: ProcessId) -> int:
     return total
 
 
-def look_at_cpu(root: ProcessId) -> CpuLook:
+def look_at_cpu(*roots: ProcessId) -> CpuLook:
     """Now."""
     machine, client = psutil.cpu_times(), psutil.Process().cpu_times()
     return CpuLook(
         at_s=time.monotonic(),
-        server=_cpu_seconds(root),
+        server={each: used for root in roots for each, used in _cpu_seconds(root).items()},
         client_s=client.user + client.system,
         machine_s=machine.user + machine.nice + machine.system + machine.irq + machine.softirq,
     )

@@ -26,7 +26,7 @@ from deploy.bench.sides import (
     VLLM,
     EngineSetup,
     expertmesh_words,
-    launch_of,
+    launches_of,
     vllm_words,
 )
 from deploy.bench.throughput import random_prompts
@@ -250,11 +250,24 @@ def test_latent_attention_is_run_the_same_way_on_both_sides(tmp_path: Path) -> N
 
 def test_unmodified_means_all_cores_and_no_plugin(tmp_path: Path) -> None:
     folder = checkpoint_of(tmp_path)
-    environment = launch_of(VLLM, SETUP, folder).environment
+    [launch] = launches_of(VLLM, SETUP, folder)
+    environment = launch.environment
     assert environment["VLLM_PLUGINS"] == ""
     cores = [int(core) for core in environment["VLLM_CPU_OMP_THREADS_BIND"].split(",")]
     assert cores == sorted(os.sched_getaffinity(0))
-    assert "VLLM_PLUGINS" not in launch_of(EXPERTMESH, SETUP, folder).environment
+    assert "VLLM_PLUGINS" not in launches_of(EXPERTMESH, SETUP, folder)[0].environment
+
+
+def test_whole_engines_share_the_cores_and_replicas_the_pool(tmp_path: Path) -> None:
+    folder, setup = checkpoint_of(tmp_path), replace(SETUP, replicas=2)
+    launches = launches_of(VLLM, setup, folder)
+    assert len({launch.url for launch in launches}) == 2
+    bound = [launch.environment["VLLM_CPU_OMP_THREADS_BIND"].split(",") for launch in launches]
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) > 1:
+        assert sorted(int(core) for share in bound for core in share) == cores
+    [one] = launches_of(EXPERTMESH, setup, folder)
+    assert "attention.replicas=2" in one.words
 
 
 def test_usage_of_this_process_is_seen() -> None:
