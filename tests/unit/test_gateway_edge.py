@@ -190,6 +190,7 @@ async def test_other_connections_pass() -> None:
         b"x-request-timeout-seconds",
         b"x-request-disconnect-disabled",
         b"X-ExpertMesh-Stream",
+        b"X-ExpertMesh-Begun",
     ],
 )
 async def test_clients_cannot_steer_the_proxy(name: bytes) -> None:
