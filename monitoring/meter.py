@@ -2,7 +2,7 @@
 
 import time
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,10 +29,10 @@ class Histogram:
         self._counts = [0] * (len(self._bounds) + 1)
         self._sum = 0.0
 
-    def observe(self, value: float) -> None:
-        """Count one value."""
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self._sum += value
+    def observe(self, value: float, times: int = 1) -> None:
+        """Count one value, so many times."""
+        self._counts[bisect_left(self._bounds, value)] += times
+        self._sum += value * times
 
     def totals(self) -> NDArray[np.float64]:
         """[buckets + 2]: counts by bucket, the last for +Inf; the sum."""
@@ -59,6 +59,13 @@ class Meter:
     def took_over(self, *, in_stream: bool) -> None:
         """A request goes on with another attention replica."""
         self._takeovers[MOMENTS[in_stream]] += 1
+
+    def refused(self, by_route: Mapping[str, int]) -> None:
+        """So many were refused before they came here, at once. by_route: keys are of ROUTES."""
+        for route, count in by_route.items():
+            if route in ROUTES:
+                self._requests[route, "server_error"] += count
+                self._duration.observe(0.0, count)
 
     @staticmethod
     def outcome_of(status: int) -> str:

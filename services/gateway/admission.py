@@ -71,7 +71,7 @@ class Admission:
         if self.running < self.max_running and not self._waiting:
             return
         if (problem := self._why_not_wait()) and self._to_push_out(name) is None:
-            raise Refusal(503, problem, retry_after_s=RETRY_AFTER_S)
+            raise Refusal(503, problem, retry_after_s=RETRY_AFTER_S, full_s=self._full_s())
 
     def let_in(self) -> None:
         """Let those through for whom there is room."""
@@ -125,6 +125,11 @@ class Admission:
                 "(limits.max_queue_wait_s). Try again later."
             )
         return ""
+
+    def _full_s(self) -> float:
+        """For how long nobody else need ask; those who wait are enough for twice that time."""
+        wait_s = self._pace.wait_s(self.waiting, self.max_running)
+        return min(wait_s, self._max_wait_s) / 2
 
     def _to_push_out(self, name: str) -> str | None:
         """The key that has most here, if it would still have no less when `name` has one more."""

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgpack
+from pydantic import ConfigDict, TypeAdapter
 
 from services.answers import AnswerDesk, AnswerLine, Call, ReplyTo
 from services.gateway.relay import Sent
@@ -57,6 +58,9 @@ def begun(request_id: str, sent: Sent) -> Header:
     return BEGUN, base64.b64encode(msgpack.packb(told))
 
 
+TOLD = TypeAdapter(
+    tuple[str, int, int, bytes, tuple[tuple[int, ...], ...]], config=ConfigDict(strict=True)
+)
 NOTHING_BEGUN: tuple[str, Sent | None] = ("", None)
 
 
@@ -65,11 +69,13 @@ def find_begun(headers: Sequence[Header]) -> tuple[str, Sent | None]:
     told = dict(headers).get(BEGUN)
     if told is None:
         return NOTHING_BEGUN
-    request_id, n_parts, n_bytes, created, groups = msgpack.unpackb(
-        base64.b64decode(told), use_list=False
-    )
-    sent = Sent(n_parts=n_parts, n_bytes=n_bytes, created=created, groups=list(groups))
-    return request_id, sent
+    try:
+        request_id, n_parts, n_bytes, created, groups = TOLD.validate_python(
+            msgpack.unpackb(base64.b64decode(told), use_list=False)
+        )
+    except (ValueError, msgpack.UnpackException):  # somebody made that up
+        return NOTHING_BEGUN
+    return request_id, Sent(n_parts=n_parts, n_bytes=n_bytes, created=created, groups=list(groups))
 
 
 class StreamLine:

@@ -74,7 +74,9 @@ class Gateway:
         self._tracing = start_tracing(config.tracing, "gateway")
         ask = ask_through(attention, desk, self._id)
         streams = StreamLine(node_name())
-        self._front = Front(gateway_settings(config), ask, own, self._tracing, streams)
+        self._front = Front(
+            gateway_settings(config), ask, own, self._tracing, streams, gateway_id=self._id
+        )
         self._tasks = [
             asyncio.create_task(self._follow(), name="follow"),
             asyncio.create_task(desk.serve(), name="answers"),
@@ -100,7 +102,7 @@ class Gateway:
         while True:
             n_requests, _ = self._front.meter.n_requests
             try:
-                news = await self._controller.hear_gateway(self._front.report(self._id))
+                news = await self._controller.hear_gateway(self._front.report())
                 self._front.hear(news, time.monotonic())
             except Exception as error:  # the controller may be away; traffic goes on as it was
                 log.warning("controller not reached: %s", error)

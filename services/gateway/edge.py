@@ -5,34 +5,31 @@ it), before any gateway sees the request; so it looks at no key and imports litt
 a request whose gateway died unanswered: it is sent to another gateway here, once. That one goes on
 with a stream that has begun, if its pieces came past Ray (`bypass`); else it gets an error event.
 Where the proxy has no gateway at all it says so in plain text, with 404 while the application
-starts; clients are told 503 in the shape they read.
+starts; clients are told 503 in the shape they read. When all gateways are full, requests are
+refused here (`full`).
 """
 
 import asyncio
 import logging
 import re
+import time
 import uuid
-from collections.abc import AsyncIterator, Callable, MutableMapping
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import Callable
 
 from starlette.middleware import Middleware
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from router.errors import PeerLost, PlatformError
-from services.answers import AnswerDesk, Call
-from services.errors import error_body, error_event, is_anthropic
-from services.gateway.bypass import BEGUN, HEADER, begun, count_in, offer, open_desk, stripped
-from services.gateway.relay import RESUMABLE, Sent
+from router.errors import PlatformError
+from services.answers import AnswerDesk
+from services.gateway.bypass import BEGUN, HEADER, offer, open_desk
+from services.gateway.full import REFUSED, FullGateways
+from services.gateway.passing import REQUEST_ID, Headers, Incoming, Outgoing
 from services.paths import proxy_dir
-from services.relayed import Part
 
 log = logging.getLogger(__name__)
 
-MAX_KEPT_BYTES = 8 * 2**20  # of a body, for a second attempt; twice the default limit
 ATTEMPTS = 2
 CLIENT_ID = re.compile(rb"^[A-Za-z0-9._:-]{1,128}$")
-REQUEST_ID = b"x-request-id"
 FOR_SERVE = frozenset(
     {
         b"serve-multiplexed-model-id",  # which replicas to prefer
@@ -41,15 +38,15 @@ FOR_SERVE = frozenset(
         b"x-request-disconnect-disabled",  # keeps an engine at work for a client that left
         HEADER,  # ours to a gateway
         BEGUN,
+        REFUSED,
     }
 )
 """Headers by which clients could steer the proxy, and of which bad bytes make it answer 500."""
 
-SERVES = "/-/"  # the proxy's own routes
-DIED = (502, "the gateway that answered died. Send the request again.", b"1")
-NO_GATEWAY = (503, "not ready: no gateway is there. Try again later.", b"5")
-
-Headers = list[tuple[bytes, bytes]]
+FULL_WORDS = (
+    "the engines are busy: one more would wait longer than limits.max_queue_wait_s, or more "
+    "would wait than limits.max_queued_requests. Room may be there in {:.2f} s. Try again later."
+)
 
 
 def middlewares() -> list[Middleware]:
@@ -84,6 +81,7 @@ class Edge:
         """open_desk: called with the first request; where streams come in past Ray, if they do."""
         self._app = app
         self._open_desk = open_desk
+        self._full = FullGateways()
         self._has_looked = False
         self._desk: AnswerDesk | None = None
         self._serving: asyncio.Task[None] | None = None
@@ -107,12 +105,20 @@ class Edge:
                 self._serving.add_done_callback(self._close)
         headers = cleaned(scope["headers"])
         request_id = headers[0][1]
-        incoming, answer = Incoming(receive), Outgoing(send, scope["path"], request_id)
+        method, path = scope["method"], scope["path"]
+        incoming, answer = Incoming(receive), Outgoing(send, path, request_id)
+        if (wait_s := self._full.refuse(method, path, headers, time.monotonic())) is not None:
+            log.info("refused, full: request_id=%s path=%s", request_id.decode(), path)
+            await answer.say((503, FULL_WORDS.format(wait_s), 1))
+            return
+        headers += self._full.counted()
         for attempt in range(1, ATTEMPTS + 1):
-            call = self._desk.open() if self._desk and scope["method"] == "POST" else None
+            call = self._desk.open() if self._desk and method == "POST" else None
             offered = [*headers, offer(call), *answer.begun()] if call else headers
             async with answer.expecting(call):
                 await self._app({**scope, "headers": offered}, incoming.from_the_start(), answer)
+            if answer.full:
+                self._full.hear(headers, answer.full, time.monotonic())
             if answer.is_over or not incoming.can_repeat:
                 break
             log.warning("a gateway died in its answer: request_id=%s", request_id.decode())
@@ -120,179 +126,3 @@ class Edge:
                 answer.forget()
         if not incoming.has_left:
             await answer.finish()
-
-
-class Incoming:
-    """What the client sends, kept until it can be asked for no more."""
-
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
-        self._kept: list[Message] = []
-        self._bytes = 0
-        self.has_left = False
-
-    @property
-    def can_repeat(self) -> bool:
-        """Whether a second attempt would see all of it, and somebody waits for it."""
-        return not self.has_left and self._bytes <= MAX_KEPT_BYTES
-
-    def from_the_start(self) -> Receive:
-        """ASGI's receive, which begins with what has come so far."""
-        past = iter(self._kept.copy())
-
-        async def receive() -> Message:
-            for message in past:
-                return message
-            return await self._next()
-
-        return receive
-
-    async def _next(self) -> Message:
-        message = await self._receive()
-        if message["type"] == "http.disconnect":
-            self.has_left = True
-            return message
-        self._bytes += len(message.get("body", b""))
-        if self.can_repeat:
-            self._kept.append(message)
-        else:
-            self._kept.clear()
-        return message
-
-
-class Outgoing:
-    """What goes to the client; its beginning is held back until there is a byte of the body."""
-
-    def __init__(self, send: Send, path: str, request_id: bytes) -> None:
-        self._send = send
-        self._path = path
-        self._request_id = request_id
-        self._head: MutableMapping[str, Any] | None = None
-        self._is_ignored = False
-        self.has_begun = False
-        self.is_serves_own = False  # an error in Serve's words, of which nothing is passed on
-        self._has_ended = False
-        self._sent = Sent()  # of a stream that comes past Ray
-        self._their_id = ""  # of it
-        self._call: Call | None = None
-        self._count: asyncio.Future[int] | None = None  # of the pieces that come past Ray
-        self._pouring: asyncio.Task[None] | None = None
-
-    @property
-    def is_over(self) -> bool:
-        """Whether another gateway could add nothing."""
-        if self.has_begun and not self._has_ended:
-            return not (self._sent.can_resume and self._path in RESUMABLE)
-        return self._has_ended or self.is_serves_own
-
-    def begun(self) -> list[tuple[bytes, bytes]]:
-        """What tells the next gateway of what the client has."""
-        return [begun(self._their_id, self._sent)] if self._sent.n_parts else []
-
-    @asynccontextmanager
-    async def expecting(self, call: Call | None) -> AsyncIterator[None]:
-        """One attempt, whose stream may come by `call`; at the end all of it has been sent."""
-        self._expect(call)
-        try:
-            yield
-            if self._count and not self._count.done():
-                self._count.set_exception(PeerLost("the gateway died"))
-            await self._poured()
-        finally:
-            if self._pouring:
-                self._pouring.cancel()
-            if call:
-                call.drop()
-
-    def _expect(self, call: Call | None) -> None:
-        self._call, self._count, self._pouring = call, None, None
-        self._is_ignored = False
-
-    async def _pour(self, call: Call, count: "asyncio.Future[int]") -> None:
-        async for piece in call.follow(count):
-            if isinstance(piece, Part):
-                await self._begin()
-                self._sent.add(piece)
-                await self._send(
-                    {"type": "http.response.body", "body": piece.body, "more_body": True}
-                )
-
-    async def _poured(self) -> bool:
-        """Whether all pieces have come."""
-        if self._pouring:
-            try:
-                await self._pouring
-            except PeerLost as error:
-                log.warning("stream cut: request_id=%s %s", self._request_id.decode(), error)
-                return False
-        return True
-
-    async def __call__(self, message: Message) -> None:
-        """ASGI's send."""
-        if message["type"] == "http.response.start":
-            headers, their_id = stripped(message["headers"])
-            self._their_id = self._their_id or their_id
-            self._is_ignored = self.has_begun and not their_id  # a second gateway's refusal
-            if not self.has_begun:
-                self._head = {**message, "headers": headers}
-            if their_id and self._call:
-                self._count = asyncio.get_running_loop().create_future()
-                self._pouring = asyncio.create_task(self._pour(self._call, self._count))
-            if not self.has_begun:
-                is_error = message["status"] >= 400 and not self._path.startswith(SERVES)
-                self.is_serves_own = is_error and self._is(b"text/plain")
-            return
-        if self.is_serves_own or self._is_ignored:
-            return
-        if self._count:
-            if message.get("more_body", False):
-                return
-            self._count.set_result(count_in(message.get("body", b"")))
-            if not await self._poured():
-                return
-            message = {"type": "http.response.body"}
-        if message["type"] == "http.response.body":
-            is_last = not message.get("more_body", False)
-            if not message.get("body") and not is_last:
-                return
-            await self._begin()
-            self._has_ended = is_last
-        await self._send(message)
-
-    def forget(self) -> None:
-        """The head of the last attempt, if it has not been sent."""
-        if not self.has_begun:
-            self._head = None
-
-    async def finish(self) -> None:
-        """Say what is the matter if the answer has no end; a body without events is cut off."""
-        if self._has_ended:
-            return
-        if not self.has_begun:
-            status, words, retry_after = NO_GATEWAY if self.is_serves_own else DIED
-            headers = [(b"content-type", b"application/json"), (b"retry-after", retry_after)]
-            headers.append((REQUEST_ID, self._request_id))
-            self._head = {"type": "http.response.start", "status": status, "headers": headers}
-            body = error_body(status, words, path=self._path)
-        elif self._is(b"text/event-stream"):
-            body = error_event(*DIED[:2], path=self._path)
-        else:
-            return
-        await self._begin()
-        await self._send({"type": "http.response.body", "body": body, "more_body": False})
-
-    def _is(self, content_type: bytes) -> bool:
-        headers: Headers = list(self._head["headers"]) if self._head else []
-        return any(
-            name.lower() == b"content-type" and value.startswith(content_type)
-            for name, value in headers
-        )
-
-    async def _begin(self) -> None:
-        if self.has_begun or self._head is None:
-            return
-        self.has_begun = True
-        if is_anthropic(self._path):  # whose clients look for it there
-            theirs = [*self._head["headers"], (b"request-id", self._request_id)]
-            self._head = {**self._head, "headers": theirs}
-        await self._send(self._head)

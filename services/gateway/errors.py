@@ -19,11 +19,14 @@ class Refusal(Exception):
         param: str | None = None,
         retry_after_s: float | None = None,
         headers: Mapping[str, str] | None = None,
+        full_s: float = 0.0,
     ) -> None:
+        """full_s: for how long all with this key would be told the same, for want of room."""
         super().__init__(message)
         self.status = status
         self.message = message
         self.param = param
+        self.full_s = full_s
         self.headers = dict(headers or {})
         if retry_after_s is not None:
             self.headers["retry-after"] = str(max(1, math.ceil(retry_after_s)))

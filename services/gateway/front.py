@@ -15,6 +15,7 @@ from services.gateway.admission import Admission
 from services.gateway.body import parse_body, read_body
 from services.gateway.bypass import BEGUN, NOTHING_BEGUN, StreamLine, find_begun
 from services.gateway.errors import Refusal
+from services.gateway.full import FULL, full, refused_in
 from services.gateway.keys import Key, Keys
 from services.gateway.limits import Limiter
 from services.gateway.relay import Ask
@@ -75,8 +76,11 @@ class Front:
         own: Mapping[str, Own],
         tracing: Tracing | None = None,
         streams: StreamLine | None = None,
+        *,
+        gateway_id: str = "",
     ) -> None:
         """own: path → what answers it here. streams: to Serve's proxies, past Ray."""
+        self._gateway_id = gateway_id
         self.settings = settings
         self.streams = streams
         self._tracing = tracing or Tracing()
@@ -97,6 +101,7 @@ class Front:
         started_s = time.monotonic()
         key_name, account = "-", None
         try:
+            self.meter.refused(refused_in(request.scope["headers"]))
             check_headers(request.scope["headers"])
             route = find_route(request.method, request.scope["path"])
             if route.is_relayed:
@@ -115,6 +120,9 @@ class Front:
         except (Refusal, ClientDisconnect) as error:
             refusal = error if isinstance(error, Refusal) else Refusal(400, "the client left.")
             response = refusal.response(request.scope["path"])
+            if refusal.full_s:
+                told = full(self._gateway_id, self._news.gateways, refusal.full_s)
+                response.headers[FULL.decode()] = told
             if account is not None:
                 if isinstance(error, ClientDisconnect):
                     account.ended("cancelled", LEFT)
@@ -157,12 +165,12 @@ class Front:
         self.limiter.learn(news.others, self.keys.by_name(), now_s)
         self.keys.reread()
 
-    def report(self, gateway_id: str) -> GatewayReport:
+    def report(self) -> GatewayReport:
         """What the controller is told."""
         return GatewayReport(
-            gateway_id,
+            self._gateway_id,
             self.limiter.totals(),
-            self.meter.account(gateway_id, self.admission.waiting),
+            self.meter.account(self._gateway_id, self.admission.waiting),
             self.admission.running,
             self.admission.waiting,
         )

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from services.gateway.edge import MAX_KEPT_BYTES, Edge, Headers, cleaned, middlewares
+from services.gateway.edge import Edge, cleaned, middlewares
+from services.gateway.passing import MAX_KEPT_BYTES, Headers
 
 Attempt = Callable[[Receive, Send], Awaitable[None]]
 STREAM = [(b"content-type", b"text/event-stream; charset=utf-8")]

@@ -57,7 +57,7 @@ def client(front: Front) -> httpx.AsyncClient:
 
 def counted(front: Front) -> tuple[dict[tuple[str, ...], float], float, float]:
     """Requests by route and outcome; first tokens; requests in flight."""
-    account = front.report("g").account
+    account = front.report().account
     assert account is not None
     by = {key[1:]: float(n) for key, n in account.totals.items() if "requests_total" in key[0]}
     first = account.totals["expertmesh_ttft_seconds",][:-1].sum()
