@@ -86,10 +86,13 @@ class Front:
         self._tracing = tracing or Tracing()
         self.keys = Keys(settings.keys_file)
         self.limiter = Limiter(settings.key_limits)
-        self.admission = Admission(
-            max_running=settings.ongoing_per_engine,
-            max_waiting=settings.max_waiting,
-            max_wait_s=settings.max_wait_s,
+        self.admission, self._side_door = (
+            Admission(
+                max_running=settings.ongoing_per_engine,
+                max_waiting=settings.max_waiting,
+                max_wait_s=settings.max_wait_s,
+            )
+            for _ in range(2)
         )
         self.meter = Meter()
         self.ask = ask
@@ -155,12 +158,16 @@ class Front:
             1000 * (time.monotonic() - started_s),
         )
 
+    def door(self, *, generates: bool) -> Admission:
+        """What asks for no token, as a list of models or of a prompt's tokens, has its own."""
+        return self.admission if generates else self._side_door
+
     def hear(self, news: GatewayNews, now_s: float) -> None:
         """What the controller says."""
         self._news = news
         room = max(1, news.engines) * self.settings.ongoing_per_engine
         self.admission.max_running = -(-room // max(1, news.gateways))
-        self.admission.is_closing = news.is_closing
+        self.admission.is_closing = self._side_door.is_closing = news.is_closing
         self.admission.let_in()
         self.limiter.learn(news.others, self.keys.by_name(), now_s)
         self.keys.reread()
@@ -187,7 +194,7 @@ class Front:
         if self._news.problem:
             raise self._not_ready()
         body, settings, values = b"", self.settings, {}
-        self.admission.check(key.name)
+        self.door(generates=route.generates).check(key.name)
         if request.method == "POST":
             check_encoding(request.headers)
             body = await read_body(

@@ -19,6 +19,11 @@ class Pace:
         self._seen = min(self._seen + 1, REMEMBERED)
         self._mean_s += (seconds - self._mean_s) / self._seen
 
+    @property
+    def mean_s(self) -> float:
+        """Seconds that one stays; 0 while nobody has left yet."""
+        return self._mean_s
+
     def wait_s(self, ahead: int, places: int) -> float:
         """Seconds until somebody's turn with so many ahead; 0 while nobody has left yet."""
         return (ahead + 1) * self._mean_s / max(1, places)

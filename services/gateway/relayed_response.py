@@ -34,11 +34,11 @@ KEPT = (b"content-type", b"content-length", b"retry-after", b"allow")
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One request on its way. is_counted: against the key's limits."""
+    """One request on its way. generates: counts against the key's limits."""
 
     request: RelayedRequest
     key: Key
-    is_counted: bool
+    generates: bool
     account: RequestAccount
     reply_to: ReplyTo | None = None  # at the proxy, for an event stream
     sent: Sent | None = None  # by a gateway that died in the stream
@@ -81,7 +81,7 @@ class RelayedResponse(Response):
             left_s = job.request.expires_s - time.time()
             async with (
                 asyncio.timeout(left_s),
-                front.admission.enter(job.key.name),
+                front.door(generates=job.generates).enter(job.key.name),
                 aclosing(
                     relay(job.request, front.ask, front.meter.took_over, sent=job.sent)
                 ) as answers,
@@ -94,7 +94,7 @@ class RelayedResponse(Response):
                         self._error += answer.body
                         continue
                     tokens = answer.prompt_tokens + answer.output_tokens
-                    if job.is_counted and tokens > used:
+                    if job.generates and tokens > used:
                         front.limiter.used(job.key, tokens - used)
                         used = tokens
                     job.account.answered(
@@ -113,7 +113,7 @@ class RelayedResponse(Response):
             log.error("request lost: request_id=%s %s", job.request.request_id, error)
             await self._refuse(send, Refusal(502, f"{error}", retry_after_s=1))
         finally:
-            if job.is_counted:
+            if job.generates:
                 front.limiter.ended(job.key)
 
     async def _begin(self, send: Send, head: Head) -> None:

@@ -43,6 +43,7 @@ def a_door(**options: float) -> Admission:
         max_running=int(chosen["max_running"]),
         max_waiting=int(chosen["max_waiting"]),
         max_wait_s=chosen["max_wait_s"],
+        clock=lambda: 0.0,  # so none has taken any time
     )
 
 
@@ -176,6 +177,51 @@ async def test_nobody_waits_for_a_turn_that_would_come_too_late() -> None:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     assert (door.running, door.waiting) == (0, 0)
+
+
+async def test_under_overload_those_who_leave_together_do_not_let_as_many_in_together() -> None:
+    now_s = [0.0]
+    door = Admission(max_running=8, max_waiting=8, max_wait_s=0.5, clock=lambda: now_s[0])
+    door._pace.took(0.8)  # with eight places one leaves every 0.1 s
+    crowd = Crowd(door)
+    tasks = [crowd.send(f"a{n}") for n in range(8)]
+    await settle()
+    assert len(crowd.inside) == 8, "nobody was sent away yet, so all may come at once"
+    now_s[0] = 0.8
+    tasks += [crowd.send(f"b{n}") for n in range(8)]
+    await settle()
+    assert (door.running, door.waiting) == (8, 5), "three would have waited for 0.6 s"
+    for n in range(8):
+        await crowd.leave(f"a{n}")
+    assert crowd.inside[8:] == ["b0"], "there is room for all five"
+    for n in range(1, 5):
+        now_s[0] += 0.075
+        door.let_in()
+        await settle()
+        assert len(crowd.inside) == 8 + n
+        now_s[0] += 0.01
+        door.let_in()
+        await settle()
+        assert crowd.inside[-1] == f"b{n}", "one enters every 0.08 s"
+    for name in crowd.inside[8:]:
+        await crowd.leave(name)
+    refused = await asyncio.gather(*tasks, return_exceptions=True)
+    assert sum(isinstance(one, Refusal) for one in refused) == 3
+    assert (door.running, door.waiting) == (0, 0)
+
+
+async def test_who_waits_for_his_turn_to_enter_is_let_in_by_time_alone() -> None:
+    door = Admission(max_running=4, max_waiting=8, max_wait_s=0.5)
+    door._pace.took(0.2)
+    door._refused_s = time.monotonic()
+    crowd = Crowd(door)
+    tasks = [crowd.send(name) for name in ("a1", "a2", "a3")]
+    async with asyncio.timeout(5):
+        while len(crowd.inside) < 3:
+            await asyncio.sleep(0.01)
+    for name in crowd.inside:
+        await crowd.leave(name)
+    await asyncio.gather(*tasks)
 
 
 async def test_a_full_queue_makes_room_for_a_key_that_has_less() -> None:

@@ -149,6 +149,21 @@ async def test_who_would_be_refused_need_not_send_a_body(
     assert read == []
 
 
+async def test_models_are_listed_while_no_engine_takes_a_request(
+    front: Front, client: httpx.AsyncClient
+) -> None:
+    front.admission.max_running = 0
+    front.admission._pace.took(60.0)
+    assert (await client.post("/v1/completions", json={"prompt": "a"})).status_code == 503
+    assert (await client.get("/v1/models")).status_code == 200
+    assert (await client.post("/tokenize", json={"prompt": "a"})).status_code == 400, (
+        "by the replica"
+    )
+    news = GatewayNews(engines=1, is_closing=True)
+    front.hear(news, 1.0)
+    assert (await client.get("/v1/models")).status_code == 503
+
+
 async def test_a_gateway_is_quiet_while_no_request_comes_and_none_runs(
     front: Front, client: httpx.AsyncClient
 ) -> None:
