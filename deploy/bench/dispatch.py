@@ -7,6 +7,7 @@ log-normal popularity as in `bench router`. Shards are processes of their own wi
 import json
 import os
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from deploy.bench.bare import BareSizes
 from deploy.bench.report import Circumstances, describe, markdown_table
 from deploy.bench.router import draw
 from deploy.bench.throughput_report import Model
@@ -42,10 +44,11 @@ PATIENCE_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class DispatchOptions:
-    """What is measured."""
+    """What is measured. model: with vLLM's kernels, or sizes alone, on `device`."""
 
-    model: Model
+    model: Model | BareSizes
     dtype: str
+    device: str
     shards: tuple[int, ...]  # sizes of the pools
     tokens: tuple[int, ...]  # of a step
     steps: int  # of each size; every layer of each counts
@@ -88,13 +91,11 @@ def measure_dispatch(
 ) -> DispatchReport:
     """All sizes. Raises EngineError if a shard does not start."""
     torch.set_num_threads(1)
-    checkpoint = read_checkpoint(options.model.folder)
-    config = checkpoint.config
-    experts, choices = n_experts(config), n_experts_per_token(config)
-    hidden = int(config.get("text_config", config)["hidden_size"])
+    name, hidden, experts, choices = _sizes(options.model)
     splits: list[Split] = []
     with tempfile.TemporaryDirectory(prefix="expertmesh-dispatch-") as folder:
-        python = start_fork_server(Path(folder))
+        is_bare = isinstance(options.model, BareSizes)
+        python = Path(sys.executable) if is_bare else start_fork_server(Path(folder))
         for n_shards in options.shards:
             with ExitStack() as stack:
                 with progress.step(f"{n_shards} shards: starting"):
@@ -114,13 +115,22 @@ def measure_dispatch(
     return DispatchReport(
         "dispatch",
         around,
-        options.model.name,
+        name,
         options.dtype,
         hidden,
         experts,
         choices,
         tuple(splits),
     )
+
+
+def _sizes(model: Model | BareSizes) -> tuple[str, int, int, int]:
+    """A name; hidden size, experts of a layer, choices of a token."""
+    if isinstance(model, BareSizes):
+        return "experts in plain torch", model.hidden, model.experts, model.choices
+    config = read_checkpoint(model.folder).config
+    hidden = int(config.get("text_config", config)["hidden_size"])
+    return model.name, hidden, n_experts(config), n_experts_per_token(config)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +155,11 @@ def make_steps(
         rows = rng.normal(size=(n_tokens, hidden)).astype(np.float32)
         weights = np.full((n_tokens, choices), 1 / choices, np.float32)
         steps.append(
-            Step(torch.from_numpy(rows).to(dtype), torch.from_numpy(ids), torch.from_numpy(weights))
+            Step(
+                torch.from_numpy(rows).to(options.device, dtype),
+                torch.from_numpy(ids).to(options.device),
+                torch.from_numpy(weights).to(options.device),
+            )
         )
     return steps
 
@@ -163,6 +177,8 @@ def measure(table: ReplicaTable, steps: Sequence[Step]) -> Split:
         for layer in range(table.n_layers):
             before, began_s = asdict(pool.times), time.perf_counter()
             pool.compute(layer, step.rows, step.weights, step.ids, meanwhile=lambda: None)
+            if step.rows.is_cuda:
+                torch.cuda.synchronize()
             whole_s = time.perf_counter() - began_s
             if number >= WARM_UP_STEPS:
                 after = asdict(pool.times)
@@ -218,9 +234,12 @@ def running_shards(
         started = []
         for shard in range(count):
             held = ",".join(str(expert) for expert in range(shard, experts, count))
-            words = [options.model.folder, options.dtype, f"s{shard}", folder, held]
+            if isinstance(options.model, BareSizes):
+                begin = ["deploy.bench.bare", options.model, options.dtype, options.device]
+            else:
+                begin = ["deploy.bench.shard", options.model.folder, options.dtype]
             process = subprocess.Popen(
-                [python, "-m", "deploy.bench.shard", *map(str, words)],
+                [python, "-m", *map(str, (*begin, f"s{shard}", folder, held))],
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

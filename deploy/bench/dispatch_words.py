@@ -13,6 +13,7 @@ from deploy.bench.throughput_words import (
     numbers,
 )
 from deploy.progress import Progress
+from router.errors import ConfigError
 from services.hardware import choose_dtype, this_machine
 
 if TYPE_CHECKING:
@@ -23,6 +24,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare them."""
     parser.add_argument(
         "--model", default=DEEPSEEK, help="of ours, or a checkpoint's folder (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--bare",
+        metavar="H,I,E,K",
+        help="no model and no vLLM: hidden and intermediate size, experts, choices, in plain torch",
+    )
+    parser.add_argument(
+        "--device", default="cpu", help="of --bare, both sides: cpu or cuda (default: %(default)s)"
     )
     for word, value, text in (
         ("--shards", (2,), "sizes of the pool"),
@@ -48,12 +57,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def dispatch_options(arguments: argparse.Namespace, progress: Progress) -> "DispatchOptions":
     """What the words ask for; the model is built if need be. Raises ConfigError."""
+    from deploy.bench.bare import BareSizes
     from deploy.bench.dispatch import DispatchOptions
 
     machine = this_machine()
+    if arguments.device != "cpu" and not arguments.bare:
+        raise ConfigError("--device goes with --bare; vLLM chooses its own.")
     return DispatchOptions(
-        model=find_model(arguments.model, 0, progress),
+        model=BareSizes.parse(arguments.bare)
+        if arguments.bare
+        else find_model(arguments.model, 0, progress),
         dtype=choose_dtype(machine.flags, machine.gpus > 0, arguments.dtype),
+        device=arguments.device,
         shards=arguments.shards,
         tokens=arguments.tokens,
         steps=arguments.steps,

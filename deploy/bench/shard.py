@@ -7,25 +7,31 @@ layer, prints where it listens, and serves until its standard input ends.
 import dataclasses
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from router.table import ShardId
-from services.experts.engine import shard_vllm_config
-from services.experts.vllm_kernel import VllmKernel
 from services.experts.worker import ShardWorker
 from services.transport.sockets import SocketPort
 
 
 def main(model: str, dtype: str, name: str, folder: str, experts: str) -> None:
     """Until standard input ends."""
+    from services.experts.engine import shard_vllm_config
+    from services.experts.vllm_kernel import VllmKernel
+
     slots = dict(enumerate(int(word) for word in experts.split(",")))
     kernel = VllmKernel(shard_vllm_config(model, dtype=dtype), len(slots))
     port = SocketPort(ShardId(name), host="bench", run_dir=Path(folder))
-    worker = ShardWorker(kernel, port, threads=1)
+    serve(ShardWorker(kernel, port, threads=1), kernel.n_layers, slots)
+
+
+def serve(worker: ShardWorker, n_layers: int, slots: Mapping[int, int]) -> None:
+    """Load, say where, and serve until standard input ends. slots: slot → expert, of each layer."""
     worker.start()
-    for layer in range(kernel.n_layers):
-        worker.load(layer, slots)
-    described = {**dataclasses.asdict(port.address), "n_layers": kernel.n_layers}
+    for layer in range(n_layers):
+        worker.load(layer, dict(slots))
+    described = {**dataclasses.asdict(worker.address), "n_layers": n_layers}
     print("\n" + json.dumps(described), flush=True)
     sys.stdin.read()
     worker.stop()

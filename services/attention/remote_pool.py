@@ -30,6 +30,7 @@ from services.attention.steps import Steps
 from services.attention.traffic import Traffic
 from services.transport.base import ShardLink
 from services.transport.sockets import SocketLink
+from services.transport.staging import host_empty, to_device, to_host
 
 log = logging.getLogger(__name__)
 
@@ -134,8 +135,8 @@ class RemotePool:
         assert table is not None
         began_s = time.perf_counter()
         ids = topk_ids.to(device="cpu", dtype=torch.int32).contiguous().numpy()
-        rows = _to_host(x)
-        answers = torch.empty(ids.size, rows.shape[1], dtype=rows.dtype)
+        rows = to_host(x)
+        answers = host_empty(ids.size, rows.shape[1], dtype=rows.dtype, device=x.device)
         exchange = self._exchange(layer, ids)
         step = LayerStep(self, exchange, layer, rows, answers)
         followed = self.steps.follow(layer, step) if self.steps.is_followed else None
@@ -150,9 +151,9 @@ class RemotePool:
         answered_s = time.perf_counter()
         if self._table is table:  # else the answers are of shards that it numbers otherwise
             self._service_times.observe(step.times(len(table.shards)))
-        out = combine.combine(answers.to(x.device), topk_weights)
+        out = combine.combine(to_device(answers, x.device), topk_weights)
         if not math.isfinite(float(out.sum())) and self._recheck(step, layer, ids, rows, answers):
-            out = combine.combine(answers.to(x.device), topk_weights)
+            out = combine.combine(to_device(answers, x.device), topk_weights)
         if layer == self._last_layer:
             self.note_stranded("")
             self._in_step = False
@@ -278,16 +279,6 @@ class RemotePool:
             self.stranded_since_s = time.monotonic() if what else None
         self._report.stranded = what
         self._send_report()
-
-
-def _to_host(x: torch.Tensor) -> torch.Tensor:
-    """x as a contiguous CPU tensor; from a GPU through pinned memory."""
-    if x.device.type == "cpu":
-        return x.contiguous()
-    host = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
-    host.copy_(x, non_blocking=True)
-    torch.cuda.current_stream(x.device).synchronize()
-    return host
 
 
 def _missing(table: ReplicaTable | None) -> str:

@@ -35,6 +35,10 @@ class ExpertKernel(Protocol):
     def n_slots(self) -> int:
         """Slots per layer."""
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+
     def read(self, layer: int, experts: Mapping[int, int]) -> LoadedSlots:
         """Read experts for slots (slot → expert) from the checkpoint; changes no slot.
 

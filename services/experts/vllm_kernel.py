@@ -33,7 +33,7 @@ class VllmKernel:
     def __init__(self, vllm_config: VllmConfig, n_slots: int) -> None:
         self._config = vllm_config
         self._slots = n_slots
-        self._device = torch.device(vllm_config.device_config.device)
+        self.device = torch.device(vllm_config.device_config.device)
         checkpoint = read_checkpoint(Path(vllm_config.model_config.model))
         self._n_experts = n_experts(checkpoint.config)
         self._tensors = ExpertTensors(checkpoint, self._n_experts)
@@ -108,7 +108,7 @@ class VllmKernel:
         """A loaded, packed `RoutedExperts` that holds just `experts`."""
         runner = self._runners[layer]
         skeleton = runner.routed_experts
-        with self._building(self._device):
+        with self._building(self.device):
             built = slot_experts(skeleton, self._arguments[skeleton.layer_name], len(experts))
             for parameter in built.parameters():
                 parameter.data.zero_()

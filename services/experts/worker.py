@@ -25,6 +25,7 @@ from services.experts.watch import ShardWatch, named
 from services.lifecycle import give_back_memory, let_others_first
 from services.tracing import Tracing
 from services.transport.base import Delivery, RowPort, RowsAnswer, RowsRefusal, RowsRequest
+from services.transport.staging import to_device, to_host
 
 log = logging.getLogger(__name__)
 
@@ -188,7 +189,9 @@ class ShardWorker:
         rows = gathered[0] if len(gathered) == 1 else torch.cat(gathered)
         slots = waiting[0][1] if len(waiting) == 1 else np.concatenate([s for _, s in waiting])
         try:
-            rows = self._kernel.run(layer, rows, torch.from_numpy(slots))
+            device = self._kernel.device
+            places = to_device(torch.from_numpy(slots), device)
+            rows = to_host(self._kernel.run(layer, to_device(rows, device), places))
         except RuntimeError as error:
             requests = [delivery.request for delivery, _ in waiting]
             log.exception(

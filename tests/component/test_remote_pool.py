@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from router.choose import Policy
+from router.combine import combine
 from router.errors import RoutingError
 from router.table import ReplicaTable, ShardId, build_table
 from services.attention.feed import WorkerReport
@@ -21,6 +22,7 @@ from services.transport.base import Delivery, RowsAnswer, RowsRefusal
 from services.transport.inprocess import Hub, InProcessPort
 
 EXPERTS, HIDDEN = 4, 8
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # of both sides
 
 
 class TimesExpert:
@@ -28,8 +30,10 @@ class TimesExpert:
 
     n_layers, n_experts, n_slots = 1, EXPERTS, EXPERTS
 
+    device = DEVICE
+
     def __init__(self) -> None:
-        self.factors = torch.zeros(EXPERTS)
+        self.factors = torch.zeros(EXPERTS, device=DEVICE)
 
     def read(self, layer: int, experts: Mapping[int, int]) -> LoadedSlots:
         return LoadedSlots(layer, experts, None, 0)
@@ -39,6 +43,7 @@ class TimesExpert:
             self.factors[slot] = expert + 1
 
     def run(self, layer: int, rows: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+        assert rows.device.type == slots.device.type == DEVICE.type
         return rows * self.factors[slots.long()].view(-1, 1)
 
     def slot_bytes(self, layer: int, slot: int) -> list[torch.Tensor]:
@@ -100,15 +105,16 @@ class Pool:
     def compute(self, tokens: int = 6) -> None:
         """Run a layer and compare it with the dense result."""
         generator = torch.Generator().manual_seed(self.version)
-        x = torch.randn(tokens, HIDDEN, generator=generator)
-        ids = torch.rand(tokens, EXPERTS, generator=generator).argsort(1)[:, :2]
-        weights = torch.rand(tokens, 2, generator=generator)
+        x = torch.randn(tokens, HIDDEN, generator=generator).to(DEVICE)
+        ids = torch.rand(tokens, EXPERTS, generator=generator).argsort(1)[:, :2].to(DEVICE)
+        weights = torch.rand(tokens, 2, generator=generator).to(DEVICE)
         shared: list[str] = []
         out = self.remote.compute(
             0, x, weights, ids.int(), meanwhile=lambda: shared.append("shared experts")
         )
         assert shared == ["shared experts"]
-        assert torch.allclose(out, x * (weights * (ids + 1)).sum(1, keepdim=True), atol=1e-5)
+        rows = (x[:, None] * (ids + 1)[:, :, None]).view(-1, HIDDEN)
+        assert torch.equal(out.cpu(), combine(rows.cpu(), weights.cpu())), "bits, on any device"
 
 
 @pytest.fixture
