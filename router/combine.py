@@ -4,12 +4,15 @@ The order of the sum is fixed by the gate, never by who answered first or where 
 placement, failover and rebalancing cannot change a bit of the output.
 """
 
+import math
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from router.jit import jit
 
+EXPONENT = np.int32(0x7F800000)  # of a float32; all ones: infinity, or not a number
 SMALL = 1 << 18  # numbers; a compiled loop is quicker up to there, torch's threads beyond
 
 
@@ -36,9 +39,58 @@ def combine(rows: torch.Tensor, topk_weights: torch.Tensor) -> torch.Tensor:
     return total
 
 
+def combine_like(rows: torch.Tensor, topk_weights: torch.Tensor) -> tuple[torch.Tensor, bool]:
+    """As `combine`, rounded to the dtype of `rows`; and whether every number of it is finite.
+
+    The latter may be False if they are only too large to be added up.
+    """
+    if rows.device.type == "cpu" and rows.dtype is torch.bfloat16:
+        n_tokens, n_choices = topk_weights.shape
+        by_choice = rows.view(torch.int16).view(n_tokens, n_choices, rows.shape[-1])
+        out = torch.empty(n_tokens, rows.shape[-1], dtype=torch.bfloat16)
+        is_finite = _add_up_bfloat16(
+            by_choice.numpy(), topk_weights.contiguous().numpy(), out.view(torch.int16).numpy()
+        )
+        return out, is_finite
+    total = combine(rows, topk_weights)
+    return total.to(rows.dtype), math.isfinite(float(total.sum()))
+
+
 def warm_up() -> None:
-    """Compile the loop."""
-    combine(torch.zeros(1, 1), torch.ones(1, 1))
+    """Compile the loops."""
+    for dtype in (torch.float32, torch.bfloat16):
+        combine_like(torch.zeros(1, 1, dtype=dtype), torch.ones(1, 1))
+
+
+@jit
+def _add_up_bfloat16(
+    rows: NDArray[np.int16], weights: NDArray[np.float32], out: NDArray[np.int16]
+) -> bool:
+    """Bits of bfloat16, rows [T, K, H], weights [T, K] → out [T, H]; whether all are finite.
+
+    A bfloat16 is the upper half of a float32; the way back rounds to nearest, ties to even.
+    """
+    row = np.empty(rows.shape[2], np.float32)
+    total = np.empty(rows.shape[2], np.float32)
+    row_bits, total_bits = row.view(np.int32), total.view(np.int32)
+    largest = np.int32(0)
+    for t in range(rows.shape[0]):
+        for k in range(rows.shape[1]):
+            weight = weights[t, k]
+            for h in range(rows.shape[2]):
+                row_bits[h] = np.int32(rows[t, k, h]) << 16
+            if k == 0:
+                for h in range(rows.shape[2]):
+                    total[h] = row[h] * weight
+            else:
+                for h in range(rows.shape[2]):
+                    total[h] += row[h] * weight
+        for h in range(rows.shape[2]):
+            largest = max(largest, total_bits[h] & EXPONENT)
+        for h in range(rows.shape[2]):
+            bits = total_bits[h]
+            out[t, h] = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return bool(largest < EXPONENT)
 
 
 @jit

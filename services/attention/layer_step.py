@@ -44,7 +44,7 @@ class LayerStep:
         self._exchange = exchange
         self._layer = layer
         self._rows = rows
-        self._answers = answers
+        self._answers, self._bits = answers, as_bits(answers)  # the same memory
         self._sent_s: dict[ShardId, float] = {}
         self._retried_s = time.monotonic()
         self.origin: Origin | None = None  # of a layer that is followed
@@ -114,7 +114,7 @@ class LayerStep:
             self._wrong(shard_id, f"answered {got} to {list(wanted)} {self._answers.dtype}")
             return
         self._exchange.on_answer(answer.number)
-        as_bits(self._answers)[positions] = as_bits(answer.rows)
+        self._bits[positions] = as_bits(answer.rows)
         self.answered.append((send, answer))
         traffic = self._pool.traffic
         traffic.rows_returned += positions.size

@@ -6,7 +6,6 @@ layer's rows while they are away are `layer_step`'s.
 """
 
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable
@@ -151,13 +150,12 @@ class RemotePool:
         answered_s = time.perf_counter()
         if self._table is table:  # else the answers are of shards that it numbers otherwise
             self._service_times.observe(step.times(len(table.shards)))
-        out = combine.combine(to_device(answers, x.device), topk_weights)
-        if not math.isfinite(float(out.sum())) and self._recheck(step, layer, ids, rows, answers):
-            out = combine.combine(to_device(answers, x.device), topk_weights)
+        out, is_finite = combine.combine_like(to_device(answers, x.device), topk_weights)
+        if not is_finite and self._recheck(step, layer, ids, rows, answers):
+            out, _ = combine.combine_like(to_device(answers, x.device), topk_weights)
         if layer == self._last_layer:
             self.note_stranded("")
             self._in_step = False
-        out = out.to(x.dtype)
         marks = (began_s, chosen_s, sent_s, waiting_s, answered_s, time.perf_counter())
         self.traffic.seconds.observe(self.times.add(marks, step.slowest()))
         if followed is not None:
