@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import sys
 import time
 
 import httpx
@@ -11,7 +12,7 @@ import pytest
 from deploy.bench.load import Stream, open_client, stream_one
 from deploy.bench.throughput_words import RANDOM_MODEL
 from deploy.random_model import build_random_model
-from tests.cluster.conftest import Application, Applications
+from tests.cluster.conftest import NAME, ROOT, Application, Applications
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -123,3 +124,39 @@ def test_a_gateway_that_is_killed_costs_no_request(two: Application) -> None:
     wait_for_takeover(two, taken_over)
     same = sum(a.text == b.text for a, b in zip(calm, streams, strict=True))
     print(f"{same} of {STREAMS} texts as undisturbed")
+
+
+def test_down_with_a_grace_lets_streams_end_and_takes_no_new_request(
+    applications: Applications, two: Application
+) -> None:
+    async def run() -> tuple[list[Stream], httpx.Response, str]:
+        words = ("-m", "deploy", "down", "--name", NAME, "--grace", "60")
+        async with open_client(two.url, clients=STREAMS + 1) as client:
+            streams = [
+                asyncio.create_task(
+                    stream_one(client, model=MODEL, prompt=f"Story {n}.", max_tokens=TOKENS)
+                )
+                for n in range(STREAMS)
+            ]
+            await asyncio.sleep(1)
+            down = await asyncio.create_subprocess_exec(
+                sys.executable, *words, cwd=ROOT, stdout=asyncio.subprocess.PIPE
+            )
+            body = {"model": MODEL, "prompt": "Once", "max_tokens": 1}
+            while (late := await client.post("/v1/completions", json=body)).is_success:
+                assert not all(stream.done() for stream in streams), "it never stopped taking any"
+                await asyncio.sleep(0.1)
+            done = await asyncio.gather(*streams)
+            printed, _ = await down.communicate()
+            assert down.returncode == 0
+            return done, late, printed.decode()
+
+    done, late, printed = asyncio.run(run())
+    applications.stop()
+    assert [stream.error for stream in done] == [""] * STREAMS
+    assert [stream.tokens for stream in done] == [TOKENS] * STREAMS
+    assert (late.status_code, late.json()["error"]["type"]) == (503, "service_unavailable")
+    assert "stopping" in late.text
+    assert late.headers["retry-after"]
+    assert "cut off" not in printed
+    assert two.process.returncode == 128 + signal.SIGTERM
