@@ -23,7 +23,7 @@ from router.errors import PlatformError
 from services.answers import AnswerDesk
 from services.gateway.bypass import BEGUN, HEADER, offer, open_desk
 from services.gateway.full import REFUSED, FullGateways
-from services.gateway.passing import REQUEST_ID, Headers, Incoming, Outgoing
+from services.gateway.passing import REQUEST_ID, SERVES, Headers, Incoming, Outgoing
 from services.paths import proxy_dir
 
 log = logging.getLogger(__name__)
@@ -111,7 +111,8 @@ class Edge:
             log.info("refused, full: request_id=%s path=%s", request_id.decode(), path)
             await answer.say((503, FULL_WORDS.format(wait_s), 1))
             return
-        headers += self._full.counted()
+        if not path.startswith(SERVES):
+            headers += self._full.counted()
         for attempt in range(1, ATTEMPTS + 1):
             call = self._desk.open() if self._desk and method == "POST" else None
             offered = [*headers, offer(call), *answer.begun()] if call else headers

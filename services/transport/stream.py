@@ -87,7 +87,7 @@ class Stream:
                 self._make_room(sum(self._sizes))
             if self._sizes is not None and self._got >= HEAD.size + sum(self._sizes):
                 return self._take(self._sizes)
-            if self._is_drained:
+            if self._is_drained and not self._got:
                 self._is_drained = False  # whoever asks again has heard of more
                 return None
             try:
