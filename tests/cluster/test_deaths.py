@@ -36,15 +36,20 @@ def two(applications: Applications) -> Application:
 
 
 def one_of_two(application: Application, title: str) -> int:
-    """A process of one of two replicas; waits until both are there."""
+    """A process of one of two replicas; waits until both are there, and are given requests."""
     end_s = time.monotonic() + SUCCESSOR_S
     while True:
         engines = httpx.get(f"{application.url}/ready", timeout=ASK_S).json().get("engines")
         found = application.processes(title)
-        if engines == len(found) == 2:
+        if engines == len(found) == 2 and is_healthy(application):
             return found[0]
         assert time.monotonic() < end_s, (engines, found)
         time.sleep(1)
+
+
+def is_healthy(application: Application) -> bool:
+    """Whether Serve counts on all replicas; a successor's engine is up before it does."""
+    return {state["status"] for state in application.status()["deployments"]} == {"HEALTHY"}
 
 
 def takeovers(application: Application) -> float:
