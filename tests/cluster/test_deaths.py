@@ -17,7 +17,7 @@ from tests.cluster.conftest import NAME, ROOT, Application, Applications
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 MODEL = "bench-model"
-TOKENS = 300
+TOKENS = 200
 FEWER = 100
 STREAMS = 6
 ASK_S = 60.0
