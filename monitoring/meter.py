@@ -64,7 +64,7 @@ class Meter:
         """So many were refused before they came here, at once. by_route: keys are of ROUTES."""
         for route, count in by_route.items():
             if route in ROUTES:
-                self._requests[route, "server_error"] += count
+                self._requests[route, self.outcome_of(503)] += count
                 self._duration.observe(0.0, count)
 
     @staticmethod

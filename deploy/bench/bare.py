@@ -8,16 +8,12 @@ process is `python -m deploy.bench.bare H,I,E,K DTYPE DEVICE NAME FOLDER EXPERTS
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-from deploy.bench.shard import serve
+from deploy.bench.shard import serve, slots_of
 from router.errors import ConfigError
-from router.table import ShardId
 from services.experts.kernel import LoadedSlots
-from services.experts.worker import ShardWorker
-from services.transport.sockets import SocketPort
 
 LAYERS = 2  # one more than none, so that layers differ; their weights are the same
 
@@ -94,10 +90,9 @@ class TorchKernel:
 
 def main(sizes: str, dtype: str, device: str, name: str, folder: str, experts: str) -> None:
     """Until standard input ends."""
-    slots = dict(enumerate(int(word) for word in experts.split(",")))
+    slots = slots_of(experts)
     kernel = TorchKernel(BareSizes.parse(sizes), len(slots), getattr(torch, dtype), device)
-    port = SocketPort(ShardId(name), host="bench", run_dir=Path(folder))
-    serve(ShardWorker(kernel, port, threads=1), kernel.n_layers, slots)
+    serve(kernel, slots, name, folder)
 
 
 if __name__ == "__main__":

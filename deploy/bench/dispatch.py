@@ -1,7 +1,8 @@
 """`bench dispatch`: where one layer's time goes between attention and pool, with real shards.
 
 This process is the attention side, without a model: rows are random, experts are drawn by
-log-normal popularity as in `bench router`. Shards are processes of their own with vLLM's kernels.
+log-normal popularity as in `bench router`. Shards are processes of their own with vLLM's kernels,
+or with plain torch's (`bare`).
 """
 
 import json

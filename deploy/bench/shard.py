@@ -7,10 +7,10 @@ layer, prints where it listens, and serves until its standard input ends.
 import dataclasses
 import json
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 from router.table import ShardId
+from services.experts.kernel import ExpertKernel
 from services.experts.worker import ShardWorker
 from services.transport.sockets import SocketPort
 
@@ -20,18 +20,24 @@ def main(model: str, dtype: str, name: str, folder: str, experts: str) -> None:
     from services.experts.engine import shard_vllm_config
     from services.experts.vllm_kernel import VllmKernel
 
-    slots = dict(enumerate(int(word) for word in experts.split(",")))
+    slots = slots_of(experts)
     kernel = VllmKernel(shard_vllm_config(model, dtype=dtype), len(slots))
+    serve(kernel, slots, name, folder)
+
+
+def slots_of(experts: str) -> dict[int, int]:
+    """Slot → expert, from "1,2,3"."""
+    return dict(enumerate(int(word) for word in experts.split(",")))
+
+
+def serve(kernel: ExpertKernel, slots: dict[int, int], name: str, folder: str) -> None:
+    """Load every layer's slots, say where, and serve until standard input ends."""
     port = SocketPort(ShardId(name), host="bench", run_dir=Path(folder))
-    serve(ShardWorker(kernel, port, threads=1), kernel.n_layers, slots)
-
-
-def serve(worker: ShardWorker, n_layers: int, slots: Mapping[int, int]) -> None:
-    """Load, say where, and serve until standard input ends. slots: slot → expert, of each layer."""
+    worker = ShardWorker(kernel, port, threads=1)
     worker.start()
-    for layer in range(n_layers):
-        worker.load(layer, dict(slots))
-    described = {**dataclasses.asdict(worker.address), "n_layers": n_layers}
+    for layer in range(kernel.n_layers):
+        worker.load(layer, slots)
+    described = {**dataclasses.asdict(port.address), "n_layers": kernel.n_layers}
     print("\n" + json.dumps(described), flush=True)
     sys.stdin.read()
     worker.stop()

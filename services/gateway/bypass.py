@@ -125,10 +125,10 @@ class OpenStream:
         return str(self._sent).encode()
 
 
-def stripped(headers: Sequence[Header]) -> tuple[list[Header], str]:
-    """The headers of an answer without ours, and the request's id if it was there."""
-    kept = [one for one in headers if one[0].lower() != HEADER]
-    return kept, b"".join(value for name, value in headers if name.lower() == HEADER).decode()
+def taken_out(headers: Sequence[Header], ours: bytes) -> tuple[list[Header], str]:
+    """The headers of an answer without one of ours, and that one's value; empty if it has none."""
+    kept = [one for one in headers if one[0].lower() != ours]
+    return kept, b"".join(value for name, value in headers if name.lower() == ours).decode()
 
 
 def count_in(body: bytes) -> int:

@@ -11,7 +11,7 @@ from starlette.types import Message, Receive, Send
 from router.errors import PeerLost
 from services.answers import Call
 from services.errors import error_body, error_event, is_anthropic
-from services.gateway.bypass import begun, count_in, stripped
+from services.gateway.bypass import HEADER, begun, count_in, taken_out
 from services.gateway.full import FULL
 from services.gateway.relay import RESUMABLE, Sent
 from services.relayed import Part
@@ -139,9 +139,8 @@ class Outgoing:
     async def __call__(self, message: Message) -> None:
         """ASGI's send."""
         if message["type"] == "http.response.start":
-            headers, their_id = stripped(message["headers"])
-            self.full = dict(headers).get(FULL, b"").decode("latin-1")
-            headers = [one for one in headers if one[0] != FULL]
+            headers, their_id = taken_out(message["headers"], HEADER)
+            headers, self.full = taken_out(headers, FULL)
             self._their_id = self._their_id or their_id
             self._is_ignored = self.has_begun and not their_id  # a second gateway's refusal
             if not self.has_begun:

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import sys
 import time
 
 import httpx
@@ -12,7 +11,7 @@ import pytest
 from deploy.bench.load import Stream, open_client, stream_one
 from deploy.bench.throughput_words import RANDOM_MODEL
 from deploy.random_model import build_random_model
-from tests.cluster.conftest import NAME, ROOT, Application, Applications
+from tests.cluster.conftest import Application, Applications
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -135,7 +134,6 @@ def test_down_with_a_grace_lets_streams_end_and_takes_no_new_request(
     applications: Applications, two: Application
 ) -> None:
     async def run() -> tuple[list[Stream], httpx.Response, str]:
-        words = ("-m", "deploy", "down", "--name", NAME, "--grace", "60")
         async with open_client(two.url, clients=STREAMS + 1) as client:
             streams = [
                 asyncio.create_task(
@@ -144,17 +142,17 @@ def test_down_with_a_grace_lets_streams_end_and_takes_no_new_request(
                 for n in range(STREAMS)
             ]
             await asyncio.sleep(1)
-            down = await asyncio.create_subprocess_exec(
-                sys.executable, *words, cwd=ROOT, stdout=asyncio.subprocess.PIPE
+            down = asyncio.create_task(
+                asyncio.to_thread(two.deploy, "down", "--grace", "60", timeout_s=120)
             )
             body = {"model": MODEL, "prompt": "Once", "max_tokens": 1}
             while (late := await client.post("/v1/completions", json=body)).is_success:
                 assert not all(stream.done() for stream in streams), "it never stopped taking any"
                 await asyncio.sleep(0.1)
             done = await asyncio.gather(*streams)
-            printed, _ = await down.communicate()
-            assert down.returncode == 0
-            return done, late, printed.decode()
+            stopped = await down
+            assert stopped.returncode == 0
+            return done, late, stopped.stdout
 
     done, late, printed = asyncio.run(run())
     applications.stop()
