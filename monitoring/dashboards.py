@@ -34,6 +34,12 @@ SERVICE = (
         note="As the engines count them, which is what clients are told as usage.",
     ),
     Panel("Time to first token", quantiles(f"{X}ttft_seconds"), "s"),
+    Panel(
+        "Time to first token in the engine",
+        quantiles(f"{X}engine_ttft_seconds"),
+        "s",
+        note="What the gateway's has more is on the way there and back, or waiting for a turn.",
+    ),
     Panel("Between tokens", quantiles(f"{X}inter_token_seconds"), "s"),
     Panel("Whole requests", quantiles(f"{X}request_seconds"), "s"),
     Panel(

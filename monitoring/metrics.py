@@ -7,6 +7,7 @@ Labels: `layer` and `expert` are numbers from 0. `shard`, `replica` (of the atte
 
 from monitoring.metric import (
     DISPATCH_S,
+    ENGINE_TTFT_S,
     INTER_TOKEN_S,
     REQUEST_S,
     TTFT_S,
@@ -52,6 +53,12 @@ SERVICE = (
         "How much is read?",
     ),
     counter("output_tokens", "Tokens generated.", "How much is written?"),
+    histogram(
+        "engine_ttft_seconds",
+        "From a request's arrival at an attention replica to its first token in the engine.",
+        "Is a late first token the engine's, or of what is before it?",
+        ENGINE_TTFT_S,
+    ),
     histogram(
         "inter_token_seconds",
         "Between two tokens of a request, in the engine.",

@@ -18,6 +18,7 @@ COMPARED = (
     "output_tokens_per_s",
     "ttft_p50_s",
     "ttft_p99_s",
+    "ttft_outside_engine_s",
     "gap_p50_s",
     "gap_p99_s",
     "resident_bytes",
@@ -51,6 +52,7 @@ class Measurement:
     output_tokens_per_s: float
     ttft_p50_s: float
     ttft_p99_s: float
+    ttft_outside_engine_s: float  # clients' mean less the engines' own; nan if unknown
     gap_p50_s: float
     gap_p99_s: float
     resident_bytes: int  # of all processes of the server, right after the round
@@ -75,9 +77,18 @@ class Comparison:
 
 
 def measure(
-    which: RoundId, streams: Sequence[Stream], *, resident_bytes: int, cpu: CpuUse, start_s: float
+    which: RoundId,
+    streams: Sequence[Stream],
+    *,
+    engine_ttft_s: float,
+    resident_bytes: int,
+    cpu: CpuUse,
+    start_s: float,
 ) -> Measurement:
-    """Put one round into numbers. Raises EngineError if every request failed."""
+    """Put one round into numbers. engine_ttft_s: mean, by the engines' own account.
+
+    Raises EngineError if every request failed.
+    """
     good = [stream for stream in streams if not stream.failed]
     errors = [stream.error for stream in streams if stream.failed]
     if not good:
@@ -101,6 +112,7 @@ def measure(
         output_tokens_per_s=tokens / seconds,
         ttft_p50_s=percentile(ttfts, 50),
         ttft_p99_s=percentile(ttfts, 99),
+        ttft_outside_engine_s=float(np.mean(ttfts)) - engine_ttft_s,
         gap_p50_s=percentile(gaps, 50),
         gap_p99_s=percentile(gaps, 99),
         resident_bytes=resident_bytes,

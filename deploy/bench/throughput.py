@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from deploy.bench.engine_ttft import settled_ttft
 from deploy.bench.load import Prompt, Stream, closed_loop
 from deploy.bench.measure import Measurement, RoundId, measure
 from deploy.bench.report import Circumstances, write_json
@@ -101,14 +102,18 @@ class ThroughputRun:
             return [stream for each in streams for stream in each]
 
         await send(WARM_UP_REQUESTS * clients, min(WARM_UP_TOKENS, options.max_tokens))
+        urls = [server.launch.url for server in servers]
         processes = [server.process for server in servers]
+        first_tokens = await asyncio.to_thread(settled_ttft, urls)
         before = look_at_cpu(*processes)
         streams = await send(count, options.max_tokens)
-        used = cpu_between(before, look_at_cpu(*processes))
+        used, resident = cpu_between(before, look_at_cpu(*processes)), resident_bytes(*processes)
+        now = await asyncio.to_thread(settled_ttft, urls)
         return measure(
             which,
             streams,
-            resident_bytes=resident_bytes(*processes),
+            engine_ttft_s=now.mean_since(first_tokens, len(streams)),
+            resident_bytes=resident,
             cpu=used,
             start_s=max(server.start_s for server in servers),
         )

@@ -66,6 +66,7 @@ SHOWN = {
     "output_tokens_per_s": Shown("output tok/s", 1),
     "ttft_p50_s": Shown("TTFT p50, ms", 1e3),
     "ttft_p99_s": Shown("TTFT p99, ms", 1e3),
+    "ttft_outside_engine_s": Shown("of TTFT outside the engine, mean, ms", 1e3),
     "gap_p50_s": Shown("between tokens p50, ms", 1e3),
     "gap_p99_s": Shown("between tokens p99, ms", 1e3),
     "resident_bytes": Shown("resident, MiB", 2.0**-20, ",.0f"),

@@ -2,7 +2,7 @@
 
 They are what the engine did, token by token, and so what clients are told as usage. An engine
 that was given `disable_log_stats` keeps none, and then there are none here; with
-bounds of histograms overridden, the time between tokens is not exported.
+bounds of histograms overridden, its histograms are not exported.
 """
 
 import logging
@@ -22,7 +22,10 @@ COUNTERS = {
     "vllm:generation_tokens": "output_tokens_total",
     "vllm:num_preemptions": "engine_preemptions_total",
 }
-HISTOGRAMS = {"vllm:inter_token_latency_seconds": "inter_token_seconds"}
+HISTOGRAMS = {
+    "vllm:time_to_first_token_seconds": "engine_ttft_seconds",
+    "vllm:inter_token_latency_seconds": "inter_token_seconds",
+}
 STATES = {
     "vllm:num_requests_running": "engine_running_requests",
     "vllm:num_requests_waiting": "engine_waiting_requests",

@@ -39,6 +39,7 @@ TOTALS = {
     "ok": 'sum(expertmesh_requests_total{outcome="ok"})',
     "client_error": 'sum(expertmesh_requests_total{outcome="client_error"})',
     "first_tokens": "expertmesh_ttft_seconds_count",
+    "engines_first_tokens": "expertmesh_engine_ttft_seconds_count",
     "between_tokens": "expertmesh_inter_token_seconds_count",
     "routed": "sum(expertmesh_layer_rows_total)",
     "returned": 'sum(expertmesh_dispatch_rows_total{direction="returned"})',
@@ -123,6 +124,7 @@ def test_totals_are_what_clients_counted(app: Application, prometheus: Prometheu
     assert grown["prompt"] == prompt
     assert grown["output"] == output
     assert (grown["ok"], grown["client_error"], grown["first_tokens"]) == (9, 1, 9)
+    assert grown["engines_first_tokens"] == 9
     assert grown["between_tokens"] == output - 9
     assert grown["routed"] == grown["returned"] == grown["computed"] > 0
     assert grown["routed"] % (30 * 2) == 0, "30 layers, two experts for every token"

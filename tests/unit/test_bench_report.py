@@ -8,7 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
+from deploy.bench.engine_ttft import EngineTtft, read_ttft
 from deploy.bench.load import Stream
 from deploy.bench.measure import COMPARED, Measurement, RoundId, compare, measure
 from deploy.bench.report import (
@@ -69,6 +71,7 @@ def measured(side: str, pair: int, per_s: float, clients: int = 1) -> Measuremen
     one = measure(
         RoundId("tiny", side, pair, clients),
         [stream(0.0, 1.0, 2.0)],
+        engine_ttft_s=0.25,
         resident_bytes=2**30,
         cpu=CpuUse(0.5, 0.0),
         start_s=9.0,
@@ -95,6 +98,7 @@ def test_a_round_counts_tokens_from_the_first_request_to_the_last_token() -> Non
     one = measure(
         RoundId("tiny", VLLM, 1, 2),
         [stream(10.0, 10.5, 11.0, 12.0), stream(10.1, 10.4, 14.0)],
+        engine_ttft_s=0.25,
         resident_bytes=7,
         cpu=CpuUse(2.0, 0.1),
         start_s=30.0,
@@ -102,8 +106,23 @@ def test_a_round_counts_tokens_from_the_first_request_to_the_last_token() -> Non
     assert (one.output_tokens, one.seconds) == (5, 4.0)
     assert one.output_tokens_per_s == pytest.approx(1.25)
     assert one.ttft_p50_s == pytest.approx(0.4)
+    assert one.ttft_outside_engine_s == pytest.approx(0.15)
     assert one.gap_p50_s == pytest.approx(1.0)  # of 0.5, 1.0 and 3.6
     assert one.cpu_s_per_token == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize("name", ["vllm:time_to_first_token_seconds", "expertmesh_engine_ttft_seconds"])
+def test_the_engines_own_first_tokens_are_read_from_either_side(name: str) -> None:
+    registry = CollectorRegistry()
+    histogram = Histogram(name, "", ("engine",), registry=registry)
+    Histogram("vllm:inter_token_latency_seconds", "", registry=registry).observe(9)
+    before = read_ttft(generate_latest(registry).decode())
+    for engine, seconds in (("0", 0.1), ("1", 0.3)):
+        histogram.labels(engine).observe(seconds)
+    after = read_ttft(generate_latest(registry).decode())
+    assert (before, after.count) == (EngineTtft(0.0, 0), 2)
+    assert after.mean_since(before, 2) == pytest.approx(0.2)
+    assert math.isnan(after.mean_since(before, 3)), "one request is not in the engines' figures"
 
 
 def test_a_failed_request_is_counted_but_in_no_figure() -> None:
@@ -111,6 +130,7 @@ def test_a_failed_request_is_counted_but_in_no_figure() -> None:
     one = measure(
         RoundId("tiny", VLLM, 1, 1),
         [failed, stream(1.0, 2.0)],
+        engine_ttft_s=0.25,
         resident_bytes=7,
         cpu=CpuUse(1.0, 0.0),
         start_s=1.0,
@@ -124,7 +144,8 @@ def test_a_round_in_which_all_failed_is_no_measurement() -> None:
         measure(
             RoundId("tiny", VLLM, 1, 1),
             [stream(0.0, error="status 500")],
-            resident_bytes=7,
+            engine_ttft_s=0.25,
+        resident_bytes=7,
             cpu=CpuUse(1.0, 0.0),
             start_s=1.0,
         )
