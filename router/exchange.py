@@ -79,6 +79,11 @@ class LayerExchange:
         self._holders, self._counts = holders, counts
 
     @property
+    def table_version(self) -> int:
+        """Of the table by which pairs are placed now."""
+        return self._table.version
+
+    @property
     def is_done(self) -> bool:
         """Whether every pair has been answered."""
         return not self._pending and not self._stranded.size

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from services.config_base import AtLeastOne, Positive, Ratio, Resources, Section, Share
+from services.config_base import AtLeastOne, Count, Positive, Ratio, Resources, Section, Share
 from services.config_errors import refuse_engine_args
 
 
@@ -57,6 +57,11 @@ class AttentionConfig(Section):
     max_num_seqs: AtLeastOne = 64
     # Tokens in one engine step, >= 1. None: vLLM's choice.
     max_num_batched_tokens: AtLeastOne | None = None
+    # On a CPU, a step of so many tokens and of at least two requests is computed in two halves in
+    # turn: one's experts compute while the other's attention does. 0: none is. 128: with fewer, the
+    # halves' calls cost what they gain. Not done with several replicas, which keep shards busy for
+    # each other, nor where a replica and the shards of its host have fewer cores than they are.
+    half_batch_tokens: Count = 128
     # Further arguments of vLLM's engine (AsyncEngineArgs) and of its API server (tool_call_parser,
     # chat_template, …) by name. Those that the platform manages are refused.
     engine_args: dict[str, Any] = Field(default_factory=dict)
@@ -73,6 +78,11 @@ class AttentionConfig(Section):
                 f"{scaling.min_replicas} to {scaling.max_replicas}; set it to one of these"
             )
         return self
+
+    @property
+    def half_batch_tokens_used(self) -> int:
+        """0 if there may be several replicas."""
+        return self.half_batch_tokens if self.most_replicas == 1 else 0
 
     @property
     def most_replicas(self) -> int:

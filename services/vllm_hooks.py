@@ -8,9 +8,9 @@ this was written for when something is not as expected.
 import copy
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import torch
 import vllm
@@ -20,6 +20,7 @@ from vllm.model_executor.custom_op import op_registry_oot
 from vllm.model_executor.layers.fused_moe.fused_moe_method_base import FusedMoEMethodBase
 from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
+from vllm.model_executor.layers.fused_moe.runner.shared_experts import SharedExperts
 from vllm.model_executor.model_loader.utils import get_model_architecture
 from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
 
@@ -109,6 +110,18 @@ def close_lone_groups() -> None:
         group.destroy()
         group.cpu_group = group.device_group = default
         group.destroy = lambda: None
+
+
+NO_OUTPUTS: Final = (None, None)
+
+
+def exchange_outputs(
+    shared_experts: SharedExperts, outputs: Sequence[torch.Tensor | None]
+) -> list[torch.Tensor | None]:
+    """Take what the shared experts keep for vLLM's runner, and put this in its place."""
+    kept = list(shared_experts._output)
+    shared_experts._output[:] = outputs
+    return kept
 
 
 class RemoteMethod(FusedMoEMethodBase):

@@ -210,3 +210,14 @@ def _unpack_keys(packed: dict[str, Any] | None) -> DataPlaneKeys | None:
     if packed is None:
         return None
     return DataPlaneKeys(**{role: KeyPair(**pair) for role, pair in packed.items()})
+
+
+def describe_missing(table: ReplicaTable | None) -> str:
+    """What a table lacks, for a log line."""
+    if table is None:
+        return "the controller has not published a table yet"
+    there = int(np.count_nonzero(table.counts))
+    return (
+        f"table_version={table.version} shards={len(table.shards)} "
+        f"experts_with_a_replica={there}/{table.counts.size}"
+    )

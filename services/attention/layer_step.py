@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from router.errors import PeerLost, RoutingError
 from router.exchange import LayerExchange, SendRows
 from router.table import ShardId
+from services.attention.cores import busy_threads
 from services.transport.base import Answered, RowsAnswer, RowsRefusal, RowsRequest
 from services.transport.origin import Origin
 
@@ -47,18 +48,27 @@ class LayerStep:
         self._answers, self._bits = answers, as_bits(answers)  # the same memory
         self._sent_s: dict[ShardId, float] = {}
         self._retried_s = time.monotonic()
+        pool.open_layers.append(self)
         self.origin: Origin | None = None  # of a layer that is followed
         self.answered: list[tuple[SendRows, RowsAnswer]] = []
 
     def send(self, sends: tuple[SendRows, ...]) -> None:
         """Send rows; what cannot be sent counts as lost at once."""
-        traffic = self._pool.traffic
+        traffic, busy = self._pool.traffic, {}
+        if self._pool.turns.is_split:
+            busy = busy_threads(self._pool.shards_here(), threads=torch.get_num_threads())
         for send in sends:
             rows, sent = send.rows, self._rows
             if rows.tokens.size < sent.shape[0]:
                 sent = sent.index_select(0, torch.from_numpy(rows.tokens))
             request = RowsRequest(
-                send.number, self._layer, sent, rows.pair_rows, rows.pair_experts, self.origin
+                send.number,
+                self._layer,
+                sent,
+                rows.pair_rows,
+                rows.pair_experts,
+                self.origin,
+                busy.get(send.shard_id, 0),
             )
             self._sent_s[send.shard_id] = time.monotonic()
             traffic.sends += 1
@@ -74,6 +84,12 @@ class LayerStep:
 
         is_patient: False returns without those that no live shard answers.
         """
+        try:
+            self._finish(is_patient)
+        finally:
+            self._pool.open_layers.remove(self)
+
+    def _finish(self, is_patient: bool) -> None:
         while not self._exchange.is_done:
             if self._exchange.stranded_experts:
                 if is_patient:
@@ -82,12 +98,27 @@ class LayerStep:
                     return
             for event in self._pool.link.receive(self._patience_s()):
                 if isinstance(event, Answered):
-                    self._on_answer(event.shard_id, event.answer)
+                    self._sender_of(event)._on_answer(event.shard_id, event.answer)
                 elif event.is_wrong:
                     self._wrong(event.shard_id, event.reason)
                 else:
                     self._lost(event.shard_id, event.reason)
             self._check_deadlines()
+
+    def _sender_of(self, event: Answered) -> "LayerStep":
+        """Which of the two halves of a step sent what is answered; this one if neither did."""
+        answer = event.answer
+        halves = (step for step in self._pool.open_layers if step is not self)
+        return next((s for s in halves if s.expects(answer.number, event.shard_id)), self)
+
+    def expects(self, number: int, shard_id: ShardId) -> bool:
+        """Whether this is the answer to a send of this layer's that is still open."""
+        return self._exchange.expects(number, shard_id) is not None
+
+    def was_left_for(self, seconds: float) -> None:
+        """Nobody read answers for so long, which is no shard's fault."""
+        for shard_id in self._sent_s:
+            self._sent_s[shard_id] += seconds
 
     def _patience_s(self) -> float:
         if self._exchange.stranded_experts:
@@ -137,11 +168,16 @@ class LayerStep:
 
     def _lost(self, shard_id: ShardId, reason: str) -> None:
         self._pool.lose(shard_id, reason)
-        self._resend(self._exchange.on_lost(shard_id))
+        self._leave_out(shard_id)
 
     def _wrong(self, shard_id: ShardId, reason: str) -> None:
         self._pool.lose(shard_id, reason, is_wrong=True)
-        self._resend(self._exchange.on_lost(shard_id))
+        self._leave_out(shard_id)
+
+    def _leave_out(self, shard_id: ShardId) -> None:
+        """What is lost to one half of a step is lost to the other one."""
+        for step in self._pool.open_layers:
+            step._resend(step._exchange.on_lost(shard_id))
 
     def _resend(self, sends: tuple[SendRows, ...]) -> None:
         self._pool.traffic.resends += len(sends)
@@ -161,7 +197,7 @@ class LayerStep:
         self._pool.note_stranded(what)
         now_s = time.monotonic()
         waited_s = now_s - (self._pool.stranded_since_s or now_s)
-        table = self._pool.adopt_newer()
+        table = self._pool.newer_than(self._exchange.table_version)
         if table is not None:
             self._resend(self._exchange.on_table(table, dead=self._pool.dead))
         elif self._exchange.has_refused and now_s - self._retried_s > RETRY_REFUSED_S:

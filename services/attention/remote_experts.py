@@ -11,8 +11,7 @@ from vllm.model_executor.layers.fused_moe.runner.shared_experts import SharedExp
 
 from services.attention.remote_pool import RemotePool
 from services.attention.settings import RemoteSettings
-from services.attention.steps import Steps
-from services.vllm_hooks import RemoteMethod, moe_runners
+from services.vllm_hooks import NO_OUTPUTS, RemoteMethod, exchange_outputs, moe_runners
 
 if TYPE_CHECKING:
     from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
@@ -36,14 +35,9 @@ class RemoteExperts(RemoteMethod):
     def __init__(self, experts: "RoutedExperts", *, pool: RemotePool, layer: int) -> None:
         """layer: index among the MoE layers, the same on every shard."""
         super().__init__(experts.moe_config)
-        self._pool = pool
+        self.pool = pool
         self._layer = layer
         self._weights_on_input = bool(experts.apply_router_weight_on_input)
-
-    @property
-    def steps(self) -> Steps:
-        """Of the pool: whom the worker tells of each step."""
-        return self._pool.steps
 
     def apply(  # type: ignore[override]
         self,
@@ -56,13 +50,19 @@ class RemoteExperts(RemoteMethod):
     ) -> torch.Tensor:
         """x [T, H], topk_weights [T, K] float32, topk_ids [T, K] int32 → [T, H] like x."""
 
+        kept: list[torch.Tensor | None] = []
+
         def run_shared_experts() -> None:
             if shared_experts is not None:
                 shared_experts(shared_experts_input, SharedExpertsOrder.MK_INTERNAL_OVERLAPPED)
+                kept[:] = exchange_outputs(shared_experts, NO_OUTPUTS)
 
         if self._weights_on_input:  # vLLM does so for one choice per token only
             x = x * topk_weights.to(x.dtype)
             topk_weights = torch.ones_like(topk_weights)
-        return self._pool.compute(
+        out = self.pool.compute(
             self._layer, x, topk_weights, topk_ids, meanwhile=run_shared_experts
         )
+        if shared_experts is not None:  # the other half of the step has used the place meanwhile
+            exchange_outputs(shared_experts, kept)
+        return out

@@ -6,6 +6,7 @@ layer's rows while they are away are `layer_step`'s.
 """
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -20,13 +21,15 @@ from router.errors import RoutingError
 from router.exchange import LayerExchange, SendNumbers
 from router.service_times import ServiceTimes
 from router.table import ReplicaTable, ShardId
-from services.attention.feed import TableFeed, WorkerReport
+from services.attention.cores import has_room, shards_on
+from services.attention.feed import TableFeed, WorkerReport, describe_missing
 from services.attention.layer_step import LayerStep
 from services.attention.layer_times import LayerTimes
 from services.attention.recheck import recheck
 from services.attention.settings import RemoteSettings
 from services.attention.steps import Steps
 from services.attention.traffic import Traffic
+from services.attention.turns import Turns
 from services.transport.base import ShardLink
 from services.transport.sockets import SocketLink
 from services.transport.staging import host_empty, to_device, to_host
@@ -54,6 +57,8 @@ class RemotePool:
         self.times = LayerTimes()
         self.traffic = Traffic()
         self.steps = Steps.of(settings)
+        self.turns = Turns()
+        self.open_layers: list[LayerStep] = []  # one, or one of each half of a step
         self._report = WorkerReport()
         self._last_layer = 0
         self._in_step = False
@@ -98,10 +103,8 @@ class RemotePool:
                 break
             now_s = time.monotonic()
             if now_s - logged_s >= WAIT_LOG_INTERVAL_S:
-                logged_s = now_s
-                log.info(
-                    "waiting for experts: %s waited_s=%.0f", _missing(current), now_s - started_s
-                )
+                logged_s, missing = now_s, describe_missing(current)
+                log.info("waiting for experts: %s waited_s=%.0f", missing, now_s - started_s)
         if current.n_layers != n_layers:
             raise RoutingError(
                 f"the pool serves {current.n_layers} MoE layers and this model has {n_layers}: "
@@ -122,11 +125,11 @@ class RemotePool:
         """Routed experts of one layer.
 
         x: [T, H]; topk_weights: [T, K] float32; topk_ids: [T, K] integer, all on one device.
-        meanwhile: called once while rows are away.
+        meanwhile: called once while rows are away. After it the other half of a step runs.
         Returns [T, H] of x's dtype and device, the K rows of each token added in gate order.
         Raises RoutingError if an expert stays without a live shard for too long.
         """
-        if layer == 0:
+        if layer == 0 and self.turns.begins:
             with self._lock:
                 self._in_step = True
                 self._between_steps()
@@ -146,21 +149,33 @@ class RemotePool:
         self.traffic.count(layer, ids, table.counts.shape)
         meanwhile()
         waiting_s = time.perf_counter()
+        if left_s := self.turns.pass_on():
+            step.was_left_for(left_s)
         step.finish()
-        answered_s = time.perf_counter()
+        answered_s = time.perf_counter() - left_s
         if self._table is table:  # else the answers are of shards that it numbers otherwise
             self._service_times.observe(step.times(len(table.shards)))
         out, is_finite = combine.combine_like(to_device(answers, x.device), topk_weights)
         if not is_finite and self._recheck(step, layer, ids, rows, answers):
             out, _ = combine.combine_like(to_device(answers, x.device), topk_weights)
-        if layer == self._last_layer:
+        if layer == self._last_layer and self.turns.ends:
             self.note_stranded("")
             self._in_step = False
-        marks = (began_s, chosen_s, sent_s, waiting_s, answered_s, time.perf_counter())
+        ended_s = time.perf_counter() - left_s
+        marks = (began_s, chosen_s, sent_s, waiting_s, answered_s, ended_s)
         self.traffic.seconds.observe(self.times.add(marks, step.slowest()))
         if followed is not None:
             followed.ended(marks, step.answered)
         return out
+
+    def shards_here(self) -> list[ShardId]:
+        """Those on this replica's host."""
+        return shards_on(self.settings.host, self._table) if self._table else []
+
+    def has_room(self) -> bool:
+        """Whether those find cores while one half of a step computes here."""
+        n_cores = len(os.sched_getaffinity(0))
+        return has_room(self.shards_here(), threads=torch.get_num_threads(), cores=n_cores)
 
     def _exchange(
         self, layer: int, ids: NDArray[np.int32], *, without: frozenset[ShardId] = frozenset()
@@ -219,18 +234,24 @@ class RemotePool:
         report.totals = self.traffic.totals(self.times)
         self._feed.report(report)
 
-    def adopt_newer(self) -> ReplicaTable | None:
-        """Use a newer table if one has come in, and return it."""
-        table = self._feed.poll()
-        return table if table is not None and self._adopt(table) else None
+    def adopt_newer(self) -> None:
+        """Use a newer table if one has come in."""
+        if (table := self._feed.poll()) is not None:
+            self._adopt(table)
 
-    def _adopt(self, table: ReplicaTable) -> bool:
+    def newer_than(self, version: int) -> ReplicaTable | None:
+        """The table, if it is newer than that, or one that has come in is."""
+        self.adopt_newer()
+        table = self._table
+        return table if table is not None and table.version > version else None
+
+    def _adopt(self, table: ReplicaTable) -> None:
         """Use a table if it is newer. A shard that it does not list is dead no longer: from then on
 
         the controller knows, and a table that lists it again means it is back.
         """
         if self._table is not None and table.version <= self._table.version:
-            return False
+            return
         self.link.connect(table.shards)
         if self._table is None or table.shards != self._table.shards:
             self._service_times = ServiceTimes(len(table.shards))
@@ -244,7 +265,6 @@ class RemotePool:
             table.redundancy(),
         )
         self._send_report()
-        return True
 
     def lose(self, shard_id: ShardId, reason: str, *, is_wrong: bool = False) -> None:
         """Leave a shard out, and tell the controller: it is away, or answers wrongly."""
@@ -277,13 +297,3 @@ class RemotePool:
             self.stranded_since_s = time.monotonic() if what else None
         self._report.stranded = what
         self._send_report()
-
-
-def _missing(table: ReplicaTable | None) -> str:
-    if table is None:
-        return "the controller has not published a table yet"
-    there = int(np.count_nonzero(table.counts))
-    return (
-        f"table_version={table.version} shards={len(table.shards)} "
-        f"experts_with_a_replica={there}/{table.counts.size}"
-    )

@@ -8,7 +8,9 @@ from typing import Any
 
 from vllm.platforms import current_platform
 
+from services.attention.half_batches import HalfBatches
 from services.attention.mark import traceparent_of
+from services.vllm_forward import StepForward, can_be_cut
 from services.vllm_hooks import moe_runners
 
 if current_platform.is_cpu():
@@ -23,10 +25,18 @@ class StepWorker(PlatformWorker):
     def load_model(self, *args: Any, **options: Any) -> None:
         """As the base class; then the pool that the model's experts are connected to is known."""
         super().load_model(*args, **options)
-        [steps] = {
-            runner.routed_experts.quant_method.steps for runner in moe_runners(self.get_model())
+        [pool] = {
+            runner.routed_experts.quant_method.pool for runner in moe_runners(self.get_model())
         }
-        self._steps = steps
+        self._steps = pool.steps
+        least_tokens = pool.settings.half_batch_tokens
+        if least_tokens and can_be_cut(self.model_runner):
+            self.model_runner._model_forward = HalfBatches(
+                StepForward(self.model_runner),
+                pool.turns,
+                least_tokens=least_tokens,
+                has_room=pool.has_room,
+            )
 
     def execute_model(self, scheduler_output: Any) -> Any:
         """One step."""

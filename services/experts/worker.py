@@ -41,10 +41,10 @@ class ShardWorker:
     def __init__(
         self, kernel: ExpertKernel, port: RowPort, *, threads: int, tracing: Tracing | None = None
     ) -> None:
-        """threads: CPU threads of the kernel."""
+        """threads: CPU threads of the kernel, less those that a sender keeps busy meanwhile."""
         self._kernel = kernel
         self._port = port
-        self._threads = threads
+        self._threads = self._threads_now = threads
         self._watch = ShardWatch(tracing or Tracing(), port.address.shard_id)
         self._held = np.full((kernel.n_layers, kernel.n_slots), -1, np.int32)
         self._slot_of = np.full((kernel.n_layers, kernel.n_experts), -1, np.int32)
@@ -179,9 +179,16 @@ class ShardWorker:
         missing = np.unique(wanted[self._slot_of[layer][wanted] < 0])
         return f"layer {layer} experts {missing.tolist()} are not held here"
 
+    def _use_threads(self, busy: int) -> None:
+        threads = max(1, self._threads - busy)
+        if threads != self._threads_now:
+            torch.set_num_threads(threads)
+            self._threads_now = threads
+
     @torch.inference_mode()
     def _serve_layer(self, layer: int, waiting: list[Accepted]) -> None:
         started_s = time.monotonic()
+        self._use_threads(max(delivery.request.busy_threads for delivery, _ in waiting))
         gathered = [
             delivery.request.rows.index_select(0, torch.from_numpy(delivery.request.pair_rows))
             for delivery, _ in waiting

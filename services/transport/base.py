@@ -24,6 +24,7 @@ class RowsRequest:
     pair_rows: [P] int32; index into `rows` of each (token, choice) pair.
     pair_experts: [P] int32; the logical expert of each pair.
     origin: whose rows these are; None where that is not followed.
+    busy_threads: that the sender computes with meanwhile on the shard's cores, per shard there.
     """
 
     number: int
@@ -32,6 +33,7 @@ class RowsRequest:
     pair_rows: NDArray[np.int32]
     pair_experts: NDArray[np.int32]
     origin: Origin | None = None
+    busy_threads: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,8 @@ from router.errors import WireFormatError
 from services.transport.base import RowsAnswer, RowsRefusal, RowsRequest
 from services.transport.origin import NOBODY, ids_size, read_origin
 
-# magic, kind, dtype, layer, number, tokens, pairs, hidden, waited_us, computed_us; whose rows these
-# are, see `origin`; what follows it in the same memory is aligned
+# magic, kind, dtype, layer, number, tokens, pairs, hidden, waited_us (of a request: busy_threads),
+# computed_us; whose rows these are, see `origin`; what follows it in the same memory is aligned
 HEAD: Final = struct.Struct("<4sBBHQIIIII28s")
 MAGIC: Final = b"EXM1"
 REQUEST, ANSWER, REFUSAL = 1, 2, 3
@@ -43,7 +43,7 @@ def encode(message: RowsRequest | RowsAnswer | RowsRefusal) -> list[Buffer]:
         head = HEAD.pack(MAGIC, ANSWER, dtype, 0, message.number, *counts, NOBODY)
         return [head, _view(rows)]
     n_pairs = message.pair_rows.shape[0]
-    counts = (rows.shape[0], n_pairs, hidden, 0, 0)
+    counts = (rows.shape[0], n_pairs, hidden, message.busy_threads, 0)
     marks = NOBODY if message.origin is None else message.origin.marks()
     head = HEAD.pack(MAGIC, REQUEST, dtype, message.layer, message.number, *counts, marks)
     parts = [head, _view(rows), message.pair_rows.data, message.pair_experts.data]
@@ -98,7 +98,8 @@ def decode(parts: Sequence[Buffer]) -> RowsRequest | RowsAnswer | RowsRefusal:
                 f"message {number}: a part has {len(named)} bytes, its header says {size}"
             )
         places, experts = _ids(parts[2], pairs, number), _ids(parts[3], pairs, number)
-        return RowsRequest(number, layer, rows, places, experts, read_origin(marks, named))
+        origin = read_origin(marks, named)
+        return RowsRequest(number, layer, rows, places, experts, origin, busy_threads=waited)
     raise WireFormatError(f"message {number} of kind {kind} has {len(parts)} parts")
 
 

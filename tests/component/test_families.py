@@ -79,6 +79,17 @@ def test_no_bit_depends_on_the_layout(family: str, compare: Compare) -> None:
 
 
 @pytest.mark.parametrize("family", families())
+def test_steps_in_two_halves_give_the_same_text(family: str, compare: Compare) -> None:
+    seen = compare(family)
+    assert seen["halved_steps"] == 2 * TOKENS
+    assert set(seen["halves"]) == {"one", "four-twice"}
+    assert seen["halves"]["one"] == seen["halves"]["four-twice"], "bits, whatever the layout"
+    assert seen["halves"]["one"][0] == seen["reference"][0]
+    difference = largest_difference(seen["reference"], seen["halves"]["one"])
+    assert difference <= LARGEST_LOGPROB_DIFFERENCE
+
+
+@pytest.mark.parametrize("family", families())
 def test_the_comparison_fails_when_two_experts_are_swapped(family: str, compare: Compare) -> None:
     seen = compare(family)
     assert seen["swapped"][0] != seen["reference"][0]

@@ -33,6 +33,7 @@ class TimesExpert:
     device = DEVICE
 
     def __init__(self) -> None:
+        self.threads: list[int] = []
         self.factors = torch.zeros(EXPERTS, device=DEVICE)
 
     def read(self, layer: int, experts: Mapping[int, int]) -> LoadedSlots:
@@ -44,6 +45,7 @@ class TimesExpert:
 
     def run(self, layer: int, rows: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
         assert rows.device.type == slots.device.type == DEVICE.type
+        self.threads.append(torch.get_num_threads())
         return rows * self.factors[slots.long()].view(-1, 1)
 
     def slot_bytes(self, layer: int, slot: int) -> list[torch.Tensor]:
@@ -77,11 +79,22 @@ class Pool:
         self.hub, self.feed = Hub(), Feed()
         self.workers: dict[str, ShardWorker] = {}
         self.version = 0
+        self.in_halves = False
         settings = RemoteSettings("", "here", reply_timeout_s, deadline_s, Policy.LEAST_TOKENS)
         self.remote = RemotePool(settings, self.feed, self.hub.link())  # type: ignore[arg-type]
 
-    def add(self, name: str, experts: list[int], port: InProcessPort | None = None) -> None:
-        worker = ShardWorker(TimesExpert(), port or self.hub.port(ShardId(name)), threads=1)
+    def add(
+        self,
+        name: str,
+        experts: list[int],
+        port: InProcessPort | None = None,
+        *,
+        kernel: TimesExpert | None = None,
+        threads: int = 1,
+    ) -> None:
+        worker = ShardWorker(
+            kernel or TimesExpert(), port or self.hub.port(ShardId(name)), threads=threads
+        )
         worker.start()
         worker.load(0, dict(enumerate(experts)))
         self.workers[name] = worker
@@ -103,7 +116,15 @@ class Pool:
         return {str(s): why for r in self.feed.reports for s, why in r.wrong.items()}
 
     def compute(self, tokens: int = 6) -> None:
-        """Run a layer and compare it with the dense result."""
+        """Run a layer, or two halves of a step with one, and compare with the dense result."""
+        if self.in_halves:
+            turns = self.remote.turns
+            turns.run(lambda: self.compute_half(tokens), lambda: self.compute_half(tokens + 1))
+        else:
+            self.compute_half(tokens)
+        assert self.remote.open_layers == []
+
+    def compute_half(self, tokens: int) -> None:
         generator = torch.Generator().manual_seed(self.version)
         x = torch.randn(tokens, HIDDEN, generator=generator).to(DEVICE)
         ids = torch.rand(tokens, EXPERTS, generator=generator).argsort(1)[:, :2].to(DEVICE)
@@ -117,9 +138,11 @@ class Pool:
         assert torch.equal(out.cpu(), combine(rows.cpu(), weights.cpu())), "bits, on any device"
 
 
-@pytest.fixture
-def pool() -> Iterator[Pool]:
+@pytest.fixture(params=["whole", "halves"])
+def pool(request: pytest.FixtureRequest) -> Iterator[Pool]:
+    """Every failure is met by whole steps and by those of two halves."""
     pool = Pool()
+    pool.in_halves = request.param == "halves"
     yield pool
     for worker in pool.workers.values():
         worker.stop()
@@ -144,6 +167,33 @@ def test_rows_of_two_shards_are_combined_as_a_dense_layer_would(pool: Pool) -> N
     for tokens in (6, 1, 33, 0):
         pool.compute(tokens)
     assert pool.remote.traffic.resends == 0
+
+
+def test_each_half_of_a_step_gets_its_own_answers(pool: Pool) -> None:
+    pool.in_halves = True
+    pool.add("a", [0, 1])
+    pool.add("b", [2, 3])
+    pool.start("a", "b")
+    for _ in range(20):
+        pool.compute()
+    traffic = pool.remote.traffic
+    assert (traffic.resends, traffic.late_answers, traffic.lost, traffic.wrong) == (0, 0, 0, 0)
+    assert pool.remote.times.layers == 40
+
+
+def test_a_shard_leaves_cores_to_the_half_that_computes_meanwhile(pool: Pool) -> None:
+    kernel, threads = TimesExpert(), torch.get_num_threads()
+
+    def use_one() -> None:
+        torch.get_num_threads()  # a thread's first question would undo what it set before
+        torch.set_num_threads(1)
+
+    pool.remote.turns.run(use_one, use_one)  # on the attention side
+    pool.add("a", [0, 1, 2, 3], kernel=kernel, threads=3)
+    pool.start("a")
+    pool.compute()
+    torch.set_num_threads(threads)
+    assert set(kernel.threads) == ({2} if pool.in_halves else {3})
 
 
 def test_a_shard_that_goes_away_costs_a_resend_and_is_reported(pool: Pool) -> None:
@@ -320,7 +370,7 @@ def test_experts_that_stay_lost_are_named_when_the_deadline_is_over() -> None:
 def test_the_rows_of_every_expert_are_counted_for_the_controller(pool: Pool) -> None:
     pool.add("a", [0, 1, 2, 3])
     pool.start("a")
-    pool.compute(tokens=50)
+    pool.compute_half(tokens=50)
     pool.remote._send_report()
     counted = pool.feed.reports[-1].totals
     assert int(np.sum(counted[EXPERT_ROWS])) == 50 * 2

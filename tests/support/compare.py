@@ -23,6 +23,8 @@ PROMPTS = [
     "The quick brown fox jumps over the lazy dog and runs",
 ]
 TOKENS = 64
+WORKER = "services.attention.step_worker.StepWorker"
+NEVER = 10**9  # tokens of a step that is cut in two halves
 Tokens = list[list[int]]
 Logprobs = list[list[dict[str, float]]]
 
@@ -88,18 +90,35 @@ def main(folder: Path, out: Path, dtype: str) -> None:
         end(llm)
         names = pool.layouts()
         pool.call("publish", 0)
-        llm = engine(folder, dtype, **extra, **pool.call("engine_args"))
+        llm = engine(folder, dtype, worker_cls=WORKER, **extra, **pool.call("engine_args"))
         result["attention_expert_bytes"] = expert_parameter_bytes(llm)
         result["shards"] = pool.call("shard_facts")
         result["layouts"] = {}
         for index, name in enumerate(names):
             pool.call("publish", index)
             result["layouts"][name] = run(llm)
+        result["halves"] = {}
+        result["halved_steps"] = cut_steps(llm, least_tokens=2)
+        for index in (0, len(names) - 1):
+            pool.call("publish", index)
+            result["halves"][names[index]] = run(llm)
+        result["halved_steps"] = cut_steps(llm, least_tokens=NEVER)
         pool.call("swap_experts", 0, 0, 1)
         pool.call("publish", 0)
         result["swapped"] = run(llm)
         end(llm)
     out.write_text(json.dumps(result))
+
+
+def cut_steps(llm: Any, *, least_tokens: int) -> int:
+    """How many steps were cut in two halves so far; from now on those of so many tokens are."""
+
+    def tell(worker: Any) -> int:
+        halves = worker.model_runner._model_forward
+        halves.least_tokens, halves.has_room = least_tokens, lambda: True
+        return int(halves.steps)
+
+    return int(llm.collective_rpc(tell)[0])
 
 
 def end(llm: Any) -> None:

@@ -58,7 +58,7 @@ def account(llm: Any) -> dict[str, int]:
     from services.vllm_hooks import moe_runners
 
     def read(model: Any) -> dict[str, int]:
-        pool = moe_runners(model)[0].routed_experts.quant_method._pool
+        pool = moe_runners(model)[0].routed_experts.quant_method.pool
         return {
             "resends": pool.traffic.resends,
             "late_answers": pool.traffic.late_answers,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
-from deploy.bench.engine_ttft import EngineTtft, read_ttft
+from deploy.bench.engine_ttft import NAMES, EngineTtft, read_ttft
 from deploy.bench.load import Stream
 from deploy.bench.measure import COMPARED, Measurement, RoundId, compare, measure
 from deploy.bench.report import (
@@ -111,7 +111,7 @@ def test_a_round_counts_tokens_from_the_first_request_to_the_last_token() -> Non
     assert one.cpu_s_per_token == pytest.approx(0.4)
 
 
-@pytest.mark.parametrize("name", ["vllm:time_to_first_token_seconds", "expertmesh_engine_ttft_seconds"])
+@pytest.mark.parametrize("name", NAMES)
 def test_the_engines_own_first_tokens_are_read_from_either_side(name: str) -> None:
     registry = CollectorRegistry()
     histogram = Histogram(name, "", ("engine",), registry=registry)
@@ -145,7 +145,7 @@ def test_a_round_in_which_all_failed_is_no_measurement() -> None:
             RoundId("tiny", VLLM, 1, 1),
             [stream(0.0, error="status 500")],
             engine_ttft_s=0.25,
-        resident_bytes=7,
+            resident_bytes=7,
             cpu=CpuUse(1.0, 0.0),
             start_s=1.0,
         )

@@ -35,6 +35,14 @@ def test_a_request_comes_back_as_it_was(dtype: torch.dtype) -> None:
     np.testing.assert_array_equal(got.pair_experts, sent.pair_experts)
 
 
+def test_the_senders_threads_come_along() -> None:
+    none = np.zeros(0, np.int32)
+    request = RowsRequest(1, 2, torch.zeros(0, 8), none, none, busy_threads=3)
+    back = decode(encode(request))
+    assert isinstance(back, RowsRequest)
+    assert back.busy_threads == 3
+
+
 def test_an_answer_comes_back_as_it_was() -> None:
     sent = RowsAnswer(8, torch.randn(5, 3), waited_us=11, computed_us=22)
     got = decode(over_the_wire(sent))
