@@ -1,12 +1,14 @@
-"""Builds the benchmark's model: DeepSeek-V3's shape, 107 million random parameters.
+"""Builds the benchmarks' models: DeepSeek-V3's shape, random parameters, 107 million of them.
 
 Latent attention, a dense first layer, then 32 experts a layer of which four and a shared one work
 for each token, chosen in groups and with a bias. Its text means nothing, but each expert differs.
+`WIDE` has more and larger experts, so that they are most of what it takes.
 `deploy.demo_model` is the one that chats.
 """
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +21,29 @@ RECIPE = 1  # raise it when the files below change, so that older builds are mad
 RECIPE_FILE = "random_model.json"
 LAYERS, HIDDEN, HEADS, VOCAB, POSITIONS = 8, 512, 8, 2048, 4096
 QUERY_RANK, LATENT_RANK, HEAD_ROPE, HEAD_PLAIN, HEAD_VALUE = 256, 512, 64, 64, 64
-DENSE, EXPERT, EXPERTS, TOP_K = 1536, 256, 32, 4
+DENSE, TOP_K = 1536, 4
 SPECIAL_TOKENS = ("<bos>", "<eos>", "<pad>")
 
 Shapes = Iterator[tuple[str, tuple[int, ...]]]
 
 
-def build_random_model(out: Path, *, seed: int = 0, progress: Callable[[str], None]) -> Path:
-    """Write the checkpoint, float32, 430 MB, to `out` and return it; at once if it is there.
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """Routed experts of a layer. dtype: that all parameters are stored in."""
+
+    count: int
+    intermediate: int
+    dtype: str
+
+
+USUAL = Experts(32, 256, "float32")  # 430 MB
+WIDE = Experts(256, 1280, "bfloat16")  # 7.1 GB
+
+
+def build_random_model(
+    out: Path, *, seed: int = 0, experts: Experts = USUAL, progress: Callable[[str], None]
+) -> Path:
+    """Write the checkpoint to `out` and return it; at once if it is there.
 
     The same seed gives the same bytes. Raises ConfigError when `out` holds something else.
     """
@@ -36,16 +53,17 @@ def build_random_model(out: Path, *, seed: int = 0, progress: Callable[[str], No
         files: dict[str, list[str]] = {}
         for layer in range(LAYERS):
             file = f"model-layer-{layer:02}.safetensors"
-            tensors = {name: _random(name, of, generator) for name, of in _layer(layer)}
-            files[file] = save_weights(folder, file, tensors, "float32")
+            shapes = _layer(layer, experts)
+            tensors = {name: _random(name, of, generator) for name, of in shapes}
+            files[file] = save_weights(folder, file, tensors, experts.dtype)
         file = "model-outer.safetensors"
         tensors = {name: _random(name, of, generator) for name, of in _outer()}
-        files[file] = save_weights(folder, file, tensors, "float32")
+        files[file] = save_weights(folder, file, tensors, experts.dtype)
         write_index(folder, files)
-        write_json(folder / "config.json", _config())
+        write_json(folder / "config.json", _config(experts))
         _tokenizer().save_pretrained(folder)
 
-    recipe = {"recipe": RECIPE, "seed": seed}
+    recipe = {"recipe": RECIPE, "seed": seed} | ({} if experts == USUAL else asdict(experts))
     is_new = build_once(out, RECIPE_FILE, recipe, write)
     progress(f"random model {'written to' if is_new else 'is ready in'} {out}")
     return out
@@ -57,7 +75,7 @@ def _outer() -> Shapes:
     yield "lm_head.weight", (VOCAB, HIDDEN)
 
 
-def _layer(layer: int) -> Shapes:
+def _layer(layer: int, experts: Experts) -> Shapes:
     """Names and shapes of one decoder layer's tensors, as DeepSeek's checkpoints have them."""
     prefix = f"model.layers.{layer}"
     yield f"{prefix}.input_layernorm.weight", (HIDDEN,)
@@ -66,11 +84,11 @@ def _layer(layer: int) -> Shapes:
     if layer == 0:
         yield from _mlp(f"{prefix}.mlp", DENSE)
         return
-    yield f"{prefix}.mlp.gate.weight", (EXPERTS, HIDDEN)
-    yield f"{prefix}.mlp.gate.e_score_correction_bias", (EXPERTS,)
-    yield from _mlp(f"{prefix}.mlp.shared_experts", EXPERT)
-    for expert in range(EXPERTS):
-        yield from _mlp(f"{prefix}.mlp.experts.{expert}", EXPERT)
+    yield f"{prefix}.mlp.gate.weight", (experts.count, HIDDEN)
+    yield f"{prefix}.mlp.gate.e_score_correction_bias", (experts.count,)
+    yield from _mlp(f"{prefix}.mlp.shared_experts", experts.intermediate)
+    for expert in range(experts.count):
+        yield from _mlp(f"{prefix}.mlp.experts.{expert}", experts.intermediate)
 
 
 def _attention(prefix: str) -> Shapes:
@@ -99,11 +117,11 @@ def _random(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Te
     return values if "embed_tokens" in name else values / math.sqrt(shape[1])
 
 
-def _config() -> dict[str, Any]:
+def _config(experts: Experts) -> dict[str, Any]:
     return {
         "architectures": ["DeepseekV3ForCausalLM"],
         "model_type": "deepseek_v3",
-        "dtype": "float32",
+        "dtype": experts.dtype,
         "hidden_size": HIDDEN,
         "num_hidden_layers": LAYERS,
         "num_attention_heads": HEADS,
@@ -114,10 +132,10 @@ def _config() -> dict[str, Any]:
         "qk_nope_head_dim": HEAD_PLAIN,
         "v_head_dim": HEAD_VALUE,
         "intermediate_size": DENSE,
-        "moe_intermediate_size": EXPERT,
+        "moe_intermediate_size": experts.intermediate,
         "first_k_dense_replace": 1,
         "moe_layer_freq": 1,
-        "n_routed_experts": EXPERTS,
+        "n_routed_experts": experts.count,
         "n_shared_experts": 1,
         "num_experts_per_tok": TOP_K,
         "n_group": 4,

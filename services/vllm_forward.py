@@ -62,6 +62,7 @@ def can_be_cut(runner: Any) -> bool:
         and not config.model_config.is_hybrid
         and config.lora_config is None
         and config.speculative_config is None
+        and config.kv_transfer_config is None
         and config.parallel_config.world_size == 1
     )
 

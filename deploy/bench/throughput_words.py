@@ -14,10 +14,11 @@ from deploy.up import DEMO_MODEL, ROOT
 from router.errors import ConfigError
 from services.hardware import choose_dtype, this_machine
 
-DEMO, DEEPSEEK = "demo", "deepseek"
+DEMO, DEEPSEEK, WIDE_DEEPSEEK = "demo", "deepseek", "deepseek-wide"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 RESULTS = ROOT / ".expertmesh" / "bench"
 RANDOM_MODEL = ROOT / ".expertmesh" / "bench-model"
+WIDE_MODEL = ROOT / ".expertmesh" / "bench-model-wide"  # 7 GB
 MIN_MODEL_LEN = 512  # tokens
 MIN_NUM_SEQS = 32
 
@@ -73,10 +74,16 @@ def find_model(word: str, seed: int, progress: Progress) -> Model:
         from deploy.random_model import build_random_model
 
         return Model(DEEPSEEK, build_random_model(RANDOM_MODEL, seed=seed, progress=progress.say))
+    if word == WIDE_DEEPSEEK:
+        from deploy.random_model import WIDE, build_random_model
+
+        made = build_random_model(WIDE_MODEL, seed=seed, experts=WIDE, progress=progress.say)
+        return Model(WIDE_DEEPSEEK, made)
     folder = Path(word).expanduser().absolute()
     if not (folder / "config.json").is_file():
         raise ConfigError(
-            f"--models: {word!r} is neither {DEMO!r}, {DEEPSEEK!r}, nor the folder of a checkpoint."
+            f"--models: {word!r} is neither {DEMO!r}, {DEEPSEEK!r}, {WIDE_DEEPSEEK!r}, nor the "
+            "folder of a checkpoint."
         )
     return Model(folder.name, folder)
 
@@ -85,7 +92,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     def add(option: str, default: Any, help_: str, **more: Any) -> None:
         parser.add_argument(option, default=default, help=f"{help_} (default {default})", **more)
 
-    add("--models", f"{DEMO},{DEEPSEEK}", "of ours, or folders of checkpoints", metavar="LIST")
+    of_ours = f"{DEMO}, {DEEPSEEK}, {WIDE_DEEPSEEK} (7 GB), or folders of checkpoints"
+    add("--models", f"{DEMO},{DEEPSEEK}", of_ours, metavar="LIST")
     parser.add_argument(
         "--clients", type=numbers, default=(1, 8, 32), metavar="LIST", help="(default 1,8,32)"
     )

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from deploy.random_model import RECIPE_FILE, build_random_model
+from deploy.random_model import RECIPE_FILE, Experts, build_random_model
 from router.errors import ConfigError
 from services.checkpoint import n_experts, n_experts_per_token, read_checkpoint
 
@@ -15,11 +15,13 @@ def ignore(_: str) -> None:
     return
 
 
+FEW = Experts(8, 256, "float32")
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("deploy.random_model.LAYERS", 2)
-    monkeypatch.setattr("deploy.random_model.EXPERTS", 8)
-    return build_random_model(tmp_path / "model", seed=3, progress=ignore)
+    return build_random_model(tmp_path / "model", seed=3, experts=FEW, progress=ignore)
 
 
 def test_transformers_finds_every_tensor_and_no_other(folder: Path) -> None:
@@ -48,16 +50,16 @@ def test_the_same_seed_gives_the_same_bytes(folder: Path, tmp_path: Path) -> Non
     def weights(of: Path) -> bytes:
         return b"".join(file.read_bytes() for file in sorted(of.glob("*.safetensors")))
 
-    same = build_random_model(tmp_path / "same", seed=3, progress=ignore)
-    other = build_random_model(tmp_path / "other", seed=4, progress=ignore)
+    same = build_random_model(tmp_path / "same", seed=3, experts=FEW, progress=ignore)
+    other = build_random_model(tmp_path / "other", seed=4, experts=FEW, progress=ignore)
     assert weights(same) == weights(folder)
     assert weights(other) != weights(folder)
 
 
 def test_it_is_built_once_and_made_anew_for_another_seed(folder: Path) -> None:
     lines: list[str] = []
-    build_random_model(folder, seed=3, progress=lines.append)
-    build_random_model(folder, seed=4, progress=lines.append)
+    build_random_model(folder, seed=3, experts=FEW, progress=lines.append)
+    build_random_model(folder, seed=4, experts=FEW, progress=lines.append)
     assert lines == [f"random model is ready in {folder}", f"random model written to {folder}"]
     assert '"seed": 4' in (folder / RECIPE_FILE).read_text()
 

@@ -313,7 +313,7 @@ def test_a_busy_machine_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--models", "nowhere"], "--models: 'nowhere' is neither 'demo', 'deepseek', nor the"),
+        (["--models", "nowhere"], "--models: 'nowhere' is neither 'demo', 'deepseek', 'deep"),
         (["--max-model-len", "100"], "--prompt-tokens and --max-tokens are 128 together"),
     ],
 )
