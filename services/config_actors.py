@@ -60,7 +60,7 @@ class AttentionConfig(Section):
     # On a CPU, a step of so many tokens and of at least two requests is computed in two halves in
     # turn: one's experts compute while the other's attention does. 0: none is. 128: with fewer, the
     # halves' calls cost what they gain. Not done with several replicas, which keep shards busy for
-    # each other, nor where a replica and the shards of its host have fewer cores than they are.
+    # each other, nor where a replica that starts finds more shards on its host than other cores.
     half_batch_tokens: Count = 128
     # Further arguments of vLLM's engine (AsyncEngineArgs) and of its API server (tool_call_parser,
     # chat_template, …) by name. Those that the platform manages are refused.

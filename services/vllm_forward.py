@@ -6,10 +6,11 @@ itself cuts steps on GPUs alone, and there by streams; how it cuts attention's m
 
 import dataclasses
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 import vllm
 from vllm import forward_context
@@ -63,6 +64,7 @@ def can_be_cut(runner: Any) -> bool:
         and config.lora_config is None
         and config.speculative_config is None
         and config.kv_transfer_config is None
+        and not config.aux_output_config.enabled
         and config.parallel_config.world_size == 1
     )
 
@@ -101,15 +103,32 @@ class StepForward:
             or not isinstance(context.attn_metadata, dict)
             or not isinstance(context.slot_mapping, dict)
             or built.get("num_tokens") != count
+            or not all(map(_can_be_built_twice, self._groups()))
         ):
             return None
         found: list[int] = self._runner.query_start_loc.np[: built["num_reqs"] + 1].tolist()
         return found if found[-1] == count else None
 
+    def reads_ahead(self, starts: Sequence[int], cut: int) -> bool:
+        """Whether a request before the cut reads cache that one behind it writes in this step.
+
+        Prefix caching offers what is scheduled as if it were computed, and the order of a batch
+        is not the one of scheduling.
+        """
+        seq_lens = self._runner.seq_lens[:cut].numpy()
+        for group, slots in self._built_from["slot_mappings"].items():
+            table = self._runner.input_batch.block_table[group]
+            written = np.unique(slots[starts[cut] : starts[-1]].numpy() // table.block_size)
+            blocks = table.get_device_tensor(cut).numpy()
+            is_read = np.arange(blocks.shape[1]) * table.block_size < seq_lens[:, None]
+            if np.isin(blocks[is_read], written).any():
+                return True
+        return False
+
     def contexts(self, parts: list[UBatchSlice]) -> list[ForwardContext]:
         """The step's context as each of its parts would have it alone."""
         whole = get_forward_context()
-        for group in (group for groups in self._runner.attn_groups for group in groups):
+        for group in self._groups():
             while len(group.metadata_builders) < len(parts):
                 group.metadata_builders.append(self._further_builder(group))
         metadata, _ = self._build(**{**self._built_from, "ubatch_slices": parts})
@@ -132,12 +151,26 @@ class StepForward:
         with torch.inference_mode(), override_forward_context(context):
             return self.whole(**{**arguments, **tokens})
 
+    def _groups(self) -> Iterator[AttentionGroup]:
+        for groups in self._runner.attn_groups:
+            yield from groups
+
     def _further_builder(self, group: AttentionGroup) -> Any:
         """For another part: a builder may keep memory of its own from building to use."""
         first, runner = group.metadata_builders[0], self._runner
         return type(first)(
             first.kv_cache_spec, group.layer_names, runner.vllm_config, runner.device
         )
+
+
+def _can_be_built_twice(group: AttentionGroup) -> bool:
+    """Whether its builder needs nothing but what it is given, and shares nothing with others."""
+    builder = group.metadata_builders[0]
+    return (
+        group.kernel_block_size is None
+        and not builder.requires_block_table_width
+        and not builder.supports_update_block_table
+    )
 
 
 @contextmanager

@@ -1,8 +1,14 @@
 """The cores that an attention replica and the shards of its host share while both compute."""
 
+import os
 from collections.abc import Sequence
 
 from router.table import ReplicaTable, ShardId
+
+
+def usable_cores() -> int:
+    """Of this process."""
+    return len(os.sched_getaffinity(0))
 
 
 def shards_on(host: str, table: ReplicaTable) -> list[ShardId]:

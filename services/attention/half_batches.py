@@ -5,7 +5,6 @@ sent. A half takes as many calls as a whole step, so only steps of many tokens g
 that read prompts.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,29 +17,21 @@ from services.vllm_forward import StepForward, kept_context
 class HalfBatches:
     """Stands for the `_model_forward` of vLLM's runner, which is meant to be overridden."""
 
-    def __init__(
-        self,
-        forward: StepForward,
-        turns: Turns,
-        *,
-        least_tokens: int,
-        has_room: Callable[[], bool] = lambda: True,
-    ) -> None:
-        """least_tokens: of a step that is cut. has_room: whether both sides find idle cores."""
+    def __init__(self, forward: StepForward, turns: Turns, *, least_tokens: int) -> None:
+        """least_tokens: of a step that is cut."""
         self._forward = forward
         self._turns = turns
-        self.has_room = has_room
         self.least_tokens = least_tokens
         self.steps = 0  # that were cut
 
     def __call__(self, **arguments: Any) -> Any:
         """The model's output for a step, [T, H]."""
         tokens = arguments.get("input_ids")
-        if tokens is None or tokens.shape[0] < self.least_tokens or not self.has_room():
+        if tokens is None or tokens.shape[0] < self.least_tokens:
             return self._forward.whole(**arguments)
         starts = self._forward.starts(arguments)
         cut = None if starts is None else cut_at(starts)
-        if starts is None or cut is None:
+        if starts is None or cut is None or self._forward.reads_ahead(starts, cut):
             return self._forward.whole(**arguments)
         self.steps += 1
         parts = [

@@ -1,6 +1,7 @@
 """One layer of one step while its rows are away: what the link reports drives the exchange."""
 
 import time
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -118,7 +119,7 @@ class LayerStep:
     def was_left_for(self, seconds: float) -> None:
         """Nobody read answers for so long, which is no shard's fault."""
         for shard_id in self._sent_s:
-            self._sent_s[shard_id] += seconds
+            self._sent_s[shard_id] = min(time.monotonic(), self._sent_s[shard_id] + seconds)
 
     def _patience_s(self) -> float:
         if self._exchange.stranded_experts:
@@ -178,6 +179,11 @@ class LayerStep:
         """What is lost to one half of a step is lost to the other one."""
         for step in self._pool.open_layers:
             step._resend(step._exchange.on_lost(shard_id))
+
+    def keep_to(self, listed: Collection[ShardId]) -> None:
+        """A table was adopted: from shards that it does not list no answer comes any more."""
+        for shard_id in self._exchange.waiting_for.difference(listed):
+            self._resend(self._exchange.on_lost(shard_id))
 
     def _resend(self, sends: tuple[SendRows, ...]) -> None:
         self._pool.traffic.resends += len(sends)

@@ -6,7 +6,6 @@ layer's rows while they are away are `layer_step`'s.
 """
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from router.errors import RoutingError
 from router.exchange import LayerExchange, SendNumbers
 from router.service_times import ServiceTimes
 from router.table import ReplicaTable, ShardId
-from services.attention.cores import has_room, shards_on
+from services.attention.cores import has_room, shards_on, usable_cores
 from services.attention.feed import TableFeed, WorkerReport, describe_missing
 from services.attention.layer_step import LayerStep
 from services.attention.layer_times import LayerTimes
@@ -174,8 +173,7 @@ class RemotePool:
 
     def has_room(self) -> bool:
         """Whether those find cores while one half of a step computes here."""
-        n_cores = len(os.sched_getaffinity(0))
-        return has_room(self.shards_here(), threads=torch.get_num_threads(), cores=n_cores)
+        return has_room(self.shards_here(), threads=torch.get_num_threads(), cores=usable_cores())
 
     def _exchange(
         self, layer: int, ids: NDArray[np.int32], *, without: frozenset[ShardId] = frozenset()
@@ -256,7 +254,10 @@ class RemotePool:
         if self._table is None or table.shards != self._table.shards:
             self._service_times = ServiceTimes(len(table.shards))
         self._table = table
-        self.dead &= {a.shard_id for a in table.shards}
+        listed = {a.shard_id for a in table.shards}
+        self.dead &= listed
+        for step in self.open_layers:
+            step.keep_to(listed)
         self._lost_s = {s: at_s for s, at_s in self._lost_s.items() if s in self.dead}
         log.info(
             "table adopted: table_version=%s shards=%s redundancy=%s",

@@ -30,12 +30,9 @@ class StepWorker(PlatformWorker):
         }
         self._steps = pool.steps
         least_tokens = pool.settings.half_batch_tokens
-        if least_tokens and can_be_cut(self.model_runner):
+        if least_tokens and can_be_cut(self.model_runner) and pool.has_room():
             self.model_runner._model_forward = HalfBatches(
-                StepForward(self.model_runner),
-                pool.turns,
-                least_tokens=least_tokens,
-                has_room=pool.has_room,
+                StepForward(self.model_runner), pool.turns, least_tokens=least_tokens
             )
 
     def execute_model(self, scheduler_output: Any) -> Any:

@@ -111,14 +111,18 @@ class _Step:
 
     def pass_on(self, half: int) -> float:
         if self._is_over[1 - half]:
+            self._check()
             return 0.0
         began_s = time.perf_counter()
         with self._keeping():
             self._turns[1 - half].release()
             self._turns[half].acquire()
+        self._check()
+        return time.perf_counter() - began_s
+
+    def _check(self) -> None:
         if self.error is not None:
             raise OtherHalfFailed
-        return time.perf_counter() - began_s
 
 
 def cut_at(starts: Sequence[int]) -> int | None:

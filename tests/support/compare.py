@@ -93,6 +93,7 @@ def main(folder: Path, out: Path, dtype: str) -> None:
         llm = engine(folder, dtype, worker_cls=WORKER, **extra, **pool.call("engine_args"))
         result["attention_expert_bytes"] = expert_parameter_bytes(llm)
         result["shards"] = pool.call("shard_facts")
+        result["rows_that_differ_by_threads"] = pool.call("rows_that_differ_by_threads")
         result["layouts"] = {}
         for index, name in enumerate(names):
             pool.call("publish", index)
@@ -115,7 +116,7 @@ def cut_steps(llm: Any, *, least_tokens: int) -> int:
 
     def tell(worker: Any) -> int:
         halves = worker.model_runner._model_forward
-        halves.least_tokens, halves.has_room = least_tokens, lambda: True
+        halves.least_tokens = least_tokens
         return int(halves.steps)
 
     return int(llm.collective_rpc(tell)[0])

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from router.choose import Policy
 from router.table import Holdings, ReplicaTable, ShardId, build_table
 from services.attention.feed import TableDesk
@@ -184,6 +186,21 @@ class ShardThreads:
             }
             for name, worker in self._workers.items()
         ]
+
+    def rows_that_differ_by_threads(self) -> int:
+        """Rows of a kernel's whose bits are others with 2 or 3 threads than with one."""
+        kernel, generator = self._kernels["one-0"], torch.Generator().manual_seed(1)
+        model, before, differing = kernel._config.model_config, torch.get_num_threads(), 0
+        for n_rows in (1, 7, 64, 600):
+            rows = torch.randn(n_rows, model.get_hidden_size(), generator=generator).to(model.dtype)
+            slots = torch.randint(self.n_experts, (n_rows,), generator=generator).int()
+            outs = []
+            for threads in (1, 2, 3):
+                torch.set_num_threads(threads)
+                outs.append(kernel.run(0, rows, slots).clone())
+            differing += sum(int((out != outs[0]).any(1).sum()) for out in outs[1:])
+        torch.set_num_threads(before)
+        return differing
 
     def close(self) -> None:
         """End every thread."""
