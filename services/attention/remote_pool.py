@@ -20,7 +20,7 @@ from router.errors import RoutingError
 from router.exchange import LayerExchange, SendNumbers
 from router.service_times import ServiceTimes
 from router.table import ReplicaTable, ShardId
-from services.attention.cores import has_room, shards_on, usable_cores
+from services.attention.cores import shards_on
 from services.attention.feed import TableFeed, WorkerReport, describe_missing
 from services.attention.layer_step import LayerStep
 from services.attention.layer_times import LayerTimes
@@ -170,10 +170,6 @@ class RemotePool:
     def shards_here(self) -> list[ShardId]:
         """Those on this replica's host."""
         return shards_on(self.settings.host, self._table) if self._table else []
-
-    def has_room(self) -> bool:
-        """Whether those find cores while one half of a step computes here."""
-        return has_room(self.shards_here(), threads=torch.get_num_threads(), cores=usable_cores())
 
     def _exchange(
         self, layer: int, ids: NDArray[np.int32], *, without: frozenset[ShardId] = frozenset()

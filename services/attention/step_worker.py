@@ -30,7 +30,7 @@ class StepWorker(PlatformWorker):
         }
         self._steps = pool.steps
         least_tokens = pool.settings.half_batch_tokens
-        if least_tokens and can_be_cut(self.model_runner) and pool.has_room():
+        if least_tokens and can_be_cut(self.model_runner):
             self.model_runner._model_forward = HalfBatches(
                 StepForward(self.model_runner), pool.turns, least_tokens=least_tokens
             )

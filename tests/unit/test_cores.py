@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from router.table import ReplicaTable, ShardAddress, ShardId
-from services.attention.cores import busy_threads, has_room, shards_on
+from services.attention.cores import busy_threads, shards_on
 
 ONE, TWO = [ShardId("a")], [ShardId("a"), ShardId("b")]
 
@@ -13,16 +13,6 @@ def test_only_shards_of_the_same_host_share_its_cores() -> None:
     shards = tuple(ShardAddress(ShardId(name), host) for name, host in ("ax", "by", "cx"))
     table = ReplicaTable(1, shards, np.zeros((1, 1, 1), np.int16), np.ones((1, 1), np.int16))
     assert shards_on("x", table) == ["a", "c"]
-
-
-@pytest.mark.parametrize(
-    ("shards", "threads", "cores", "expected"),
-    [(ONE, 1, 2, True), (TWO, 1, 2, False), (TWO, 32, 64, True), ([], 64, 64, True)],
-)
-def test_room_is_a_core_for_each(
-    shards: list[ShardId], threads: int, cores: int, expected: bool
-) -> None:
-    assert has_room(shards, threads=threads, cores=cores) == expected
 
 
 @pytest.mark.parametrize(
