@@ -68,12 +68,7 @@ SERVICE = (
     gauge(
         "engine_running_requests", "Sequences in a batch.", "How full are the batches?", "replica"
     ),
-    gauge(
-        "engine_waiting_requests",
-        "Sequences that wait for an engine.",
-        "Is there a queue?",
-        "replica",
-    ),
+    gauge("engine_waiting_requests", "Sequences that wait for it.", "Is there a queue?", "replica"),
     gauge(
         "kv_cache_used_ratio",
         "Of an engine's KV cache, 0 to 1.",
