@@ -59,7 +59,7 @@ class AttentionConfig(Section):
     max_num_batched_tokens: AtLeastOne | None = None
     # On a CPU, a step of so many tokens and of at least two requests is computed in two halves in
     # turn: one's experts compute while the other's attention does. 0: none is. 512: gains with one
-    # shard on a host and costs nothing with as many as there are cores. 128 gains where shards have
+    # shard on a host and costs little with as many as there are cores. 128 gains where shards have
     # cores to themselves. Not done with several replicas, which keep shards busy for each other.
     half_batch_tokens: Count = 512
     # Further arguments of vLLM's engine (AsyncEngineArgs) and of its API server (tool_call_parser,
