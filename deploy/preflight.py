@@ -58,7 +58,7 @@ def resolve(config: DeploymentConfig, machine: Machine, experts: int) -> Deploym
     """The same deployment with dtype, slots and threads worked out."""
     attention, pool, local = config.attention, config.pool, config.ray.address is None
     if local:
-        threads = choose_threads(machine.cores, attention.most_replicas, pool.shards)
+        threads = choose_threads(machine.cores, attention.replicas, pool.shards)
     else:  # other machines: an actor has the cores that Ray reserves for it
         threads = max(1, int(attention.cpus)), max(1, int(pool.cpus))
     dtype = choose_dtype(machine.flags, bool(attention.gpus or pool.gpus), config.model.dtype)

@@ -41,8 +41,7 @@ class AttentionConfig(Section):
     # Serve replicas of the attention part, each one vLLM engine with its own KV cache; >= 1. With
     # autoscaling: how many there are at first.
     replicas: AtLeastOne = 1
-    # Threads of one replica's engine, >= 1. None: worked out from the machine's cores. They spin
-    # while the engine computes; as many as there are cores have a core each.
+    # Threads of one replica's engine, >= 1. None: worked out from the machine's cores.
     threads: AtLeastOne | None = None
     # Ray CPUs reserved for a replica; a scheduling figure, it does not bind threads.
     cpus: Share = 1.0
@@ -59,10 +58,10 @@ class AttentionConfig(Section):
     # Tokens in one engine step, >= 1. None: vLLM's choice.
     max_num_batched_tokens: AtLeastOne | None = None
     # On a CPU, a step of so many tokens and of at least two requests is computed in two halves in
-    # turn: one's experts compute while the other's attention does. 0: none is. It pays where shards
-    # have hosts of their own; on one host attention and shards hand the cores to each other, and
-    # that is faster. Not done with several replicas, which keep shards busy for each other.
-    half_batch_tokens: Count = 0
+    # turn: one's experts compute while the other's attention does. 0: none is. 512: gains with one
+    # shard on a host and costs little with as many as there are cores. 128 gains where shards have
+    # cores to themselves. Not done with several replicas, which keep shards busy for each other.
+    half_batch_tokens: Count = 512
     # Further arguments of vLLM's engine (AsyncEngineArgs) and of its API server (tool_call_parser,
     # chat_template, …) by name. Those that the platform manages are refused.
     engine_args: dict[str, Any] = Field(default_factory=dict)

@@ -5,25 +5,22 @@ sent. A half takes as many calls as a whole step, so only steps of many tokens g
 that read prompts.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from vllm.v1.worker.ubatch_utils import UBatchSlice
 
-from services.attention.turns import cut_at
+from services.attention.turns import Turns, cut_at
 from services.vllm_forward import StepForward, kept_context
-
-if TYPE_CHECKING:
-    from services.attention.remote_pool import RemotePool
 
 
 class HalfBatches:
     """Stands for the `_model_forward` of vLLM's runner, which is meant to be overridden."""
 
-    def __init__(self, forward: StepForward, pool: "RemotePool", *, least_tokens: int) -> None:
+    def __init__(self, forward: StepForward, turns: Turns, *, least_tokens: int) -> None:
         """least_tokens: of a step that is cut."""
         self._forward = forward
-        self._pool = pool
+        self._turns = turns
         self.least_tokens = least_tokens
         self.steps = 0  # that were cut
 
@@ -41,16 +38,12 @@ class HalfBatches:
             UBatchSlice(slice(0, cut), slice(0, starts[cut])),
             UBatchSlice(slice(cut, len(starts) - 1), slice(starts[cut], starts[-1])),
         ]
-        team, threads = self._pool.team, torch.get_num_threads()
-        contexts = self._forward.contexts(parts)
+        contexts, threads = self._forward.contexts(parts), torch.get_num_threads()
 
         def half(number: int) -> torch.Tensor:
-            team.use(max(1, threads // 2))  # the shards compute at the same time
+            if torch.get_num_threads() != threads:  # it is each thread's own
+                torch.set_num_threads(threads)
             hidden: torch.Tensor = self._forward.within(contexts[number], parts[number], arguments)
             return hidden
 
-        try:
-            run = self._pool.turns.run(lambda: half(0), lambda: half(1), keeping=kept_context)
-        finally:
-            team.use(threads)
-        return torch.cat(run)
+        return torch.cat(self._turns.run(lambda: half(0), lambda: half(1), keeping=kept_context))

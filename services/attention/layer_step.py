@@ -47,7 +47,6 @@ class LayerStep:
         self._layer = layer
         self._rows = rows
         self._answers, self._bits = answers, as_bits(answers)  # the same memory
-        self._threads = torch.get_num_threads()  # the sender's, before it lets them sleep
         self._sent_s: dict[ShardId, float] = {}
         self._retried_s = time.monotonic()
         pool.open_layers.append(self)
@@ -58,7 +57,7 @@ class LayerStep:
         """Send rows; what cannot be sent counts as lost at once."""
         traffic, busy = self._pool.traffic, {}
         if self._pool.turns.is_split:
-            busy = busy_threads(self._pool.shards_here(), threads=self._threads)
+            busy = busy_threads(self._pool.shards_here(), threads=torch.get_num_threads())
         for send in sends:
             rows, sent = send.rows, self._rows
             if rows.tokens.size < sent.shape[0]:

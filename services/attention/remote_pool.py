@@ -29,7 +29,6 @@ from services.attention.settings import RemoteSettings
 from services.attention.steps import Steps
 from services.attention.traffic import Traffic
 from services.attention.turns import Turns
-from services.thread_team import ThreadTeam
 from services.transport.base import ShardLink
 from services.transport.sockets import SocketLink
 from services.transport.staging import host_empty, to_device, to_host
@@ -58,7 +57,6 @@ class RemotePool:
         self.traffic = Traffic()
         self.steps = Steps.of(settings)
         self.turns = Turns()
-        self.team = ThreadTeam()
         self.open_layers: list[LayerStep] = []  # one, or one of each half of a step
         self._report = WorkerReport()
         self._last_layer = 0
@@ -145,19 +143,17 @@ class RemotePool:
         followed = self.steps.follow(layer, step) if self.steps.is_followed else None
         sends = exchange.begin()
         chosen_s = time.perf_counter()
-        with self.team.asleep():  # before the shards are sent anything: they need the cores
-            step.send(sends)
-            sent_s = time.perf_counter()
-            self.traffic.count(layer, ids, table.counts.shape)
-            meanwhile()
-            waiting_s = time.perf_counter()
-            if left_s := self.turns.pass_on():
-                step.was_left_for(left_s)
-            step.finish()
-            self.team.wake()
-            answered_s = time.perf_counter() - left_s
-            if self._table is table:  # else the answers are of shards that it numbers otherwise
-                self._service_times.observe(step.times(len(table.shards)))
+        step.send(sends)
+        sent_s = time.perf_counter()
+        self.traffic.count(layer, ids, table.counts.shape)
+        meanwhile()
+        waiting_s = time.perf_counter()
+        if left_s := self.turns.pass_on():
+            step.was_left_for(left_s)
+        step.finish()
+        answered_s = time.perf_counter() - left_s
+        if self._table is table:  # else the answers are of shards that it numbers otherwise
+            self._service_times.observe(step.times(len(table.shards)))
         out, is_finite = combine.combine_like(to_device(answers, x.device), topk_weights)
         if not is_finite and self._recheck(step, layer, ids, rows, answers):
             out, _ = combine.combine_like(to_device(answers, x.device), topk_weights)

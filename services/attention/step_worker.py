@@ -6,12 +6,10 @@ The engine argument `worker_cls` names it; what it reads of the scheduler's outp
 
 from typing import Any
 
-import torch
 from vllm.platforms import current_platform
 
 from services.attention.half_batches import HalfBatches
 from services.attention.mark import traceparent_of
-from services.thread_team import ThreadTeam, a_core_each
 from services.vllm_forward import StepForward, can_be_cut
 from services.vllm_hooks import moe_runners
 
@@ -24,27 +22,21 @@ else:
 class StepWorker(PlatformWorker):
     """The platform's own worker."""
 
-    _has_cores = False
-
     def load_model(self, *args: Any, **options: Any) -> None:
         """As the base class; then the pool that the model's experts are connected to is known."""
         super().load_model(*args, **options)
         [pool] = {
             runner.routed_experts.quant_method.pool for runner in moe_runners(self.get_model())
         }
-        self._pool, self._steps = pool, pool.steps
-        self._threads = torch.get_num_threads()
-        if current_platform.is_cpu():
-            pool.team.use(self._threads)
+        self._steps = pool.steps
         least_tokens = pool.settings.half_batch_tokens
         if least_tokens and can_be_cut(self.model_runner):
             self.model_runner._model_forward = HalfBatches(
-                StepForward(self.model_runner), pool, least_tokens=least_tokens
+                StepForward(self.model_runner), pool.turns, least_tokens=least_tokens
             )
 
     def execute_model(self, scheduler_output: Any) -> Any:
         """One step."""
-        self._take_cores()
         new = [(r.req_id, traceparent_of(r)) for r in scheduler_output.scheduled_new_reqs]
         with self._steps.step(
             scheduler_output.num_scheduled_tokens,
@@ -52,14 +44,6 @@ class StepWorker(PlatformWorker):
             finished=scheduler_output.finished_req_ids,
         ):
             return super().execute_model(scheduler_output)
-
-    def _take_cores(self) -> None:
-        """At the first step: what the engine has started by then may run on any core."""
-        if not self._has_cores:
-            self._has_cores = True
-            if current_platform.is_cpu() and (cores := a_core_each(self._threads)):
-                self._pool.team = ThreadTeam(cores)
-                self._pool.team.use(self._threads)
 
     def shutdown(self) -> None:
         """As the base class, once the last spans are away."""

@@ -23,7 +23,6 @@ from services.experts.account import WorkerStats
 from services.experts.kernel import ExpertKernel, LoadedSlots
 from services.experts.watch import ShardWatch, named
 from services.lifecycle import give_back_memory, let_others_first
-from services.thread_team import ThreadTeam, a_core_each
 from services.tracing import Tracing
 from services.transport.base import Delivery, RowPort, RowsAnswer, RowsRefusal, RowsRequest
 from services.transport.staging import to_device, to_host
@@ -45,10 +44,7 @@ class ShardWorker:
         """threads: CPU threads of the kernel, less those that a sender keeps busy meanwhile."""
         self._kernel = kernel
         self._port = port
-        self._threads = threads
-        self._team = ThreadTeam(
-            a_core_each(threads, from_last=True)
-        )  # senders begin with the first
+        self._threads = self._threads_now = threads
         self._watch = ShardWatch(tracing or Tracing(), port.address.shard_id)
         self._held = np.full((kernel.n_layers, kernel.n_slots), -1, np.int32)
         self._slot_of = np.full((kernel.n_layers, kernel.n_experts), -1, np.int32)
@@ -130,18 +126,14 @@ class ShardWorker:
         self.stats = replace(was, **{name: getattr(was, name) + n for name, n in more.items()})
 
     def _run(self) -> None:
+        torch.set_num_threads(self._threads)
         if not torch.cuda.is_available():
             let_others_first()
-        self._team.use(self._threads)
-        self._team.sleep()
         try:
             while not self._stopping.is_set():
                 while not self._tasks.empty():
-                    with self._team.awake():
-                        self._tasks.get()()
-                if deliveries := self._port.receive(IDLE_WAIT_S):
-                    self._team.wake()
-                    self._serve(deliveries)
+                    self._tasks.get()()
+                self._serve(self._port.receive(IDLE_WAIT_S))
         except BaseException as error:  # the thread's top loop: the actor reports it
             self.error = error
             log.exception("shard worker died")
@@ -187,10 +179,16 @@ class ShardWorker:
         missing = np.unique(wanted[self._slot_of[layer][wanted] < 0])
         return f"layer {layer} experts {missing.tolist()} are not held here"
 
+    def _use_threads(self, busy: int) -> None:
+        threads = max(1, self._threads - busy)
+        if threads != self._threads_now:
+            torch.set_num_threads(threads)
+            self._threads_now = threads
+
     @torch.inference_mode()
     def _serve_layer(self, layer: int, waiting: list[Accepted]) -> None:
         started_s = time.monotonic()
-        busy = max(delivery.request.busy_threads for delivery, _ in waiting)
+        self._use_threads(max(delivery.request.busy_threads for delivery, _ in waiting))
         gathered = [
             delivery.request.rows.index_select(0, torch.from_numpy(delivery.request.pair_rows))
             for delivery, _ in waiting
@@ -200,9 +198,7 @@ class ShardWorker:
         try:
             device = self._kernel.device
             places = to_device(torch.from_numpy(slots), device)
-            with self._team.awake():  # not while the sender goes on: it needs the cores
-                self._team.use(max(1, self._threads - busy))
-                rows = to_host(self._kernel.run(layer, to_device(rows, device), places))
+            rows = to_host(self._kernel.run(layer, to_device(rows, device), places))
         except RuntimeError as error:
             requests = [delivery.request for delivery, _ in waiting]
             log.exception(

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 PYTHON = "python"
 ENVIRONMENT = {
     "PYTHONPATH": str(ROOT),
+    "OMP_WAIT_POLICY": "passive",  # read when the library is loaded, so the same for all forks
     "OPENBLAS_NUM_THREADS": "1",  # its threads would not be there in a fork
     "OMP_NUM_THREADS": "1",
 }

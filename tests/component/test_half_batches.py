@@ -14,7 +14,6 @@ from router.errors import EngineError
 from services import vllm_forward
 from services.attention.half_batches import HalfBatches
 from services.attention.turns import Turns
-from services.thread_team import ThreadTeam
 from services.vllm_hooks import VLLM_VERSION
 
 HIDDEN = 4
@@ -27,7 +26,6 @@ class Forward:
         self._starts = starts
         self._reads_ahead = reads_ahead
         self.seen: list[tuple[int, int]] = []  # tokens from, to
-        self.threads: set[int] = set()
 
     def starts(self, arguments: Any) -> list[int] | None:
         return self._starts
@@ -48,7 +46,6 @@ class Forward:
         return self._output(arguments["input_ids"][part.token_slice])
 
     def _output(self, tokens: torch.Tensor) -> torch.Tensor:
-        self.threads.add(torch.get_num_threads())
         return (2 * tokens)[:, None].expand(-1, HIDDEN)
 
 
@@ -67,13 +64,10 @@ def test_a_step_is_cut_or_whole(
     starts: list[int] | None, least_tokens: int, reads_ahead: bool, expected: list[tuple[int, int]]
 ) -> None:
     forward, tokens = Forward(starts, reads_ahead), torch.arange(8)
-    pool, threads = SimpleNamespace(turns=Turns(), team=ThreadTeam()), torch.get_num_threads()
-    halves = HalfBatches(forward, pool, least_tokens=least_tokens)  # type: ignore[arg-type]
+    halves = HalfBatches(forward, Turns(), least_tokens=least_tokens)  # type: ignore[arg-type]
     out = halves(input_ids=tokens, positions=tokens)
     assert forward.seen == expected
     assert halves.steps == len(expected) - 1
-    assert forward.threads == {max(1, threads // 2) if halves.steps else threads}
-    assert torch.get_num_threads() == threads
     assert torch.equal(out, (2 * tokens)[:, None].expand(-1, HIDDEN))
 
 

@@ -186,7 +186,7 @@ def test_free_port_passes() -> None:
 def test_resolving_fills_in_what_was_left_open() -> None:
     resolved = resolve(config_of(), MACHINE, 8)
     assert resolved.model.dtype == "float32"
-    assert (resolved.attention.threads, resolved.pool.threads) == (8, 4)
+    assert (resolved.attention.threads, resolved.pool.threads) == (4, 4)
     assert resolved.pool.slots_per_layer == 4
 
 
