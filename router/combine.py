@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from router.jit import jit
+from router.rows import Rows, as_tensor
 
 EXPONENT = np.int32(0x7F800000)  # of a float32; all ones: infinity, or not a number
 SMALL = 1 << 18  # numbers; a compiled loop is quicker up to there, torch's threads beyond
@@ -39,32 +40,34 @@ def combine(rows: torch.Tensor, topk_weights: torch.Tensor) -> torch.Tensor:
     return total
 
 
-def combine_like(rows: torch.Tensor, topk_weights: torch.Tensor) -> tuple[torch.Tensor, bool]:
-    """As `combine`, rounded to the dtype of `rows`; and whether every number of it is finite.
+def combine_like(rows: Rows, topk_weights: torch.Tensor) -> tuple[torch.Tensor, bool]:
+    """As `combine`, of rows on the host, where the weights are; rounded to the dtype of `rows`.
 
-    The latter may be False if they are only too large to be added up.
+    Also whether every number of it is finite, which may be False if they are too many for a
+    compiled loop and only too large to be added up.
     """
-    if rows.device.type == "cpu" and rows.dtype is torch.bfloat16:
-        n_tokens, n_choices = topk_weights.shape
-        by_choice = rows.view(torch.int16).view(n_tokens, n_choices, rows.shape[-1])
-        out = torch.empty(n_tokens, rows.shape[-1], dtype=torch.bfloat16)
-        is_finite = _add_up_bfloat16(
-            by_choice.numpy(), topk_weights.contiguous().numpy(), out.view(torch.int16).numpy()
-        )
-        return out, is_finite
-    total = combine(rows, topk_weights)
-    return total.to(rows.dtype), math.isfinite(float(total.sum()))
+    n_tokens, n_choices = topk_weights.shape
+    if topk_weights.device.type == "cpu" and (
+        rows.dtype == np.uint16 or (rows.dtype == np.float32 and rows.size <= SMALL)
+    ):
+        out = np.empty((n_tokens, rows.shape[1]), rows.dtype)
+        add_up = _add_up if rows.dtype == np.float32 else _add_up_bfloat16
+        by_choice = rows.reshape(n_tokens, n_choices, rows.shape[1])
+        return as_tensor(out), add_up(by_choice, topk_weights.contiguous().numpy(), out)
+    on_device = as_tensor(rows).to(topk_weights.device, non_blocking=True)
+    total = combine(on_device, topk_weights)
+    return total.to(on_device.dtype), math.isfinite(float(total.sum()))
 
 
 def warm_up() -> None:
     """Compile the loops."""
-    for dtype in (torch.float32, torch.bfloat16):
-        combine_like(torch.zeros(1, 1, dtype=dtype), torch.ones(1, 1))
+    for dtype in (np.float32, np.uint16):
+        combine_like(np.zeros((1, 1), dtype), torch.ones(1, 1))
 
 
 @jit
 def _add_up_bfloat16(
-    rows: NDArray[np.int16], weights: NDArray[np.float32], out: NDArray[np.int16]
+    rows: NDArray[np.uint16], weights: NDArray[np.float32], out: NDArray[np.uint16]
 ) -> bool:
     """Bits of bfloat16, rows [T, K, H], weights [T, K] → out [T, H]; whether all are finite.
 
@@ -96,8 +99,13 @@ def _add_up_bfloat16(
 @jit
 def _add_up(
     rows: NDArray[np.float32], weights: NDArray[np.float32], out: NDArray[np.float32]
-) -> None:
-    """rows [T, K, H], weights [T, K] → out [T, H]; numba fuses no multiply with an addition."""
+) -> bool:
+    """rows [T, K, H], weights [T, K] → out [T, H]; whether all are finite.
+
+    numba fuses no multiply with an addition.
+    """
+    out_bits = out.view(np.int32)
+    largest = np.int32(0)
     for t in range(rows.shape[0]):
         weight = weights[t, 0]
         for h in range(rows.shape[2]):
@@ -106,3 +114,6 @@ def _add_up(
             weight = weights[t, k]
             for h in range(rows.shape[2]):
                 out[t, h] += rows[t, k, h] * weight
+        for h in range(rows.shape[2]):
+            largest = max(largest, out_bits[t, h] & EXPONENT)
+    return bool(largest < EXPONENT)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from router.errors import PeerLost, RoutingError
 from router.exchange import LayerExchange, SendRows
+from router.rows import Rows
 from router.table import ShardId
 from services.attention.cores import busy_threads
 from services.transport.base import Answered, RowsAnswer, RowsRefusal, RowsRequest
@@ -22,14 +23,6 @@ STRANDED_POLL_S = 0.02
 RETRY_REFUSED_S = 1.0  # a shard that refused for another reason than its slots may take them now
 
 
-_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32}
-
-
-def as_bits(rows: torch.Tensor) -> NDArray[np.signedinteger]:
-    """rows [N, H] on the CPU as whole numbers that share their memory; numpy has no bfloat16."""
-    return rows.view(_BITS[rows.dtype.itemsize]).numpy()
-
-
 class LayerStep:
     """Sends, waits, sends again, until every pair is answered."""
 
@@ -38,15 +31,15 @@ class LayerStep:
         pool: "RemotePool",
         exchange: LayerExchange,
         layer: int,
-        rows: torch.Tensor,
-        answers: torch.Tensor,
+        rows: Rows,
+        answers: Rows,
     ) -> None:
-        """rows: [T, H] what is sent; answers: [T * K, H] where answers go, both on the CPU."""
+        """rows: [T, H] what is sent; answers: [T * K, H] where answers go."""
         self._pool = pool
         self._exchange = exchange
         self._layer = layer
         self._rows = rows
-        self._answers, self._bits = answers, as_bits(answers)  # the same memory
+        self._answers = answers
         self._sent_s: dict[ShardId, float] = {}
         self._retried_s = time.monotonic()
         pool.open_layers.append(self)
@@ -61,7 +54,7 @@ class LayerStep:
         for send in sends:
             rows, sent = send.rows, self._rows
             if rows.tokens.size < sent.shape[0]:
-                sent = sent.index_select(0, torch.from_numpy(rows.tokens))
+                sent = sent.take(rows.tokens, axis=0)
             request = RowsRequest(
                 send.number,
                 self._layer,
@@ -146,7 +139,7 @@ class LayerStep:
             self._wrong(shard_id, f"answered {got} to {list(wanted)} {self._answers.dtype}")
             return
         self._exchange.on_answer(answer.number)
-        self._bits[positions] = as_bits(answer.rows)
+        self._answers[positions] = answer.rows
         self.answered.append((send, answer))
         traffic = self._pool.traffic
         traffic.rows_returned += positions.size

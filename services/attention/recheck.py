@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from router.exchange import SendRows
+from router.rows import Rows, as_tensor
 from router.table import ShardId
 
 log = logging.getLogger(__name__)
@@ -21,23 +22,24 @@ Blame = Callable[[ShardId, str], None]
 
 
 def recheck(
-    answers: torch.Tensor, sends: Sequence[SendRows], *, layer: int, ask: Ask, blame: Blame
+    answers: Rows, sends: Sequence[SendRows], *, layer: int, ask: Ask, blame: Blame
 ) -> bool:
     """Put right what another replica answers better; returns whether `answers` has changed.
 
     answers: [T * K, H], changed in place. sends: who answered which of its rows.
     ask: fetches positions again from shards other than those named, if others hold the expert.
     """
-    strange = ~torch.isfinite(answers).all(dim=1).numpy()
+    rows = as_tensor(answers)  # the same memory
+    strange = ~torch.isfinite(rows).all(dim=1).numpy()
     changed = False
     for send in sends:
         positions = send.rows.pair_positions[strange[send.rows.pair_positions]]
         if not positions.size:
             continue
         index = torch.from_numpy(positions).long()
-        before = answers[index].clone()
+        before = rows[index].clone()
         ask(positions, frozenset({send.shard_id}))
-        better = torch.isfinite(answers[index]).all(dim=1)
+        better = torch.isfinite(rows[index]).all(dim=1)
         if better.any():
             blame(
                 send.shard_id,
@@ -46,6 +48,6 @@ def recheck(
             )
             changed = True
         else:
-            answers[index] = before
+            rows[index] = before
             log.debug("rows are not finite on any replica: layer=%s n=%s", layer, positions.size)
     return changed

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from router import choose, combine, dispatch, service_times
 from router.errors import RoutingError
 from router.exchange import LayerExchange, SendNumbers
+from router.rows import Rows
 from router.service_times import ServiceTimes
 from router.table import ReplicaTable, ShardId
 from services.attention.cores import shards_on
@@ -31,7 +32,7 @@ from services.attention.traffic import Traffic
 from services.attention.turns import Turns
 from services.transport.base import ShardLink
 from services.transport.sockets import SocketLink
-from services.transport.staging import host_empty, to_device, to_host
+from services.transport.staging import host_empty, to_host
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +138,7 @@ class RemotePool:
         began_s = time.perf_counter()
         ids = topk_ids.to(device="cpu", dtype=torch.int32).contiguous().numpy()
         rows = to_host(x)
-        answers = host_empty(ids.size, rows.shape[1], dtype=rows.dtype, device=x.device)
+        answers = host_empty(ids.size, rows, x.device)
         exchange = self._exchange(layer, ids)
         step = LayerStep(self, exchange, layer, rows, answers)
         followed = self.steps.follow(layer, step) if self.steps.is_followed else None
@@ -154,9 +155,9 @@ class RemotePool:
         answered_s = time.perf_counter() - left_s
         if self._table is table:  # else the answers are of shards that it numbers otherwise
             self._service_times.observe(step.times(len(table.shards)))
-        out, is_finite = combine.combine_like(to_device(answers, x.device), topk_weights)
+        out, is_finite = combine.combine_like(answers, topk_weights)
         if not is_finite and self._recheck(step, layer, ids, rows, answers):
-            out, _ = combine.combine_like(to_device(answers, x.device), topk_weights)
+            out, _ = combine.combine_like(answers, topk_weights)
         if layer == self._last_layer and self.turns.ends:
             self.note_stranded("")
             self._in_step = False
@@ -190,8 +191,8 @@ class RemotePool:
         step: LayerStep,
         layer: int,
         ids: NDArray[np.int32],
-        rows: torch.Tensor,
-        answers: torch.Tensor,
+        rows: Rows,
+        answers: Rows,
     ) -> bool:
         def ask(positions: NDArray[np.int32], others_than: frozenset[ShardId]) -> None:
             exchange = self._exchange(layer, ids, without=others_than)

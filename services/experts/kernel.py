@@ -49,7 +49,7 @@ class ExpertKernel(Protocol):
         """Put what was read into its slots; other slots keep what they hold. Short."""
 
     def run(self, layer: int, rows: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
-        """Each row through the expert of its slot, gate weight 1.
+        """Each row through the expert of its slot, gate weight 1. Called in inference mode.
 
         rows: [P, H] model dtype, the kernel's device; slots: [P] int32, filled slots only.
         Returns [P, H] of the same dtype and device; a row's result does not depend on the others.

@@ -8,6 +8,7 @@ loaded: the first fill of a layer becomes the layer, later ones are copied into 
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -142,7 +143,6 @@ class VllmKernel:
             for key in keys:
                 setattr(config, key, self._n_experts)
 
-    @torch.inference_mode()
     def run(self, layer: int, rows: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
         experts = self._filled[layer]
         padding = experts.hidden_size - rows.shape[1]
@@ -150,18 +150,24 @@ class VllmKernel:
         out = experts.quant_method.apply(
             layer=experts,
             x=padded,
-            topk_weights=torch.ones(rows.shape[0], 1, dtype=torch.float32, device=rows.device),
+            topk_weights=_ones(rows.shape[0], rows.device),
             topk_ids=slots.view(-1, 1),
             shared_experts=None,
             shared_experts_input=None,
         )
-        return cast(torch.Tensor, out)[:, : rows.shape[1]]
+        return cast(torch.Tensor, out[:, : rows.shape[1]] if padding else out)
 
     def slot_bytes(self, layer: int, slot: int) -> list[torch.Tensor]:
         return [w[slot] for w in self._filled[layer].get_expert_weights()]
 
     def weight_bytes(self) -> int:
         return self._weight_bytes
+
+
+@lru_cache(maxsize=512)
+def _ones(count: int, device: torch.device) -> torch.Tensor:
+    """[count, 1] float32."""
+    return torch.ones(count, 1, dtype=torch.float32, device=device)
 
 
 def _copy_expert(source: RoutedExperts, place: int, target: RoutedExperts, slot: int) -> None:

@@ -125,6 +125,7 @@ class ShardWorker:
         was = self.stats
         self.stats = replace(was, **{name: getattr(was, name) + n for name, n in more.items()})
 
+    @torch.inference_mode()
     def _run(self) -> None:
         torch.set_num_threads(self._threads)
         if not torch.cuda.is_available():
@@ -185,19 +186,18 @@ class ShardWorker:
             torch.set_num_threads(threads)
             self._threads_now = threads
 
-    @torch.inference_mode()
     def _serve_layer(self, layer: int, waiting: list[Accepted]) -> None:
         started_s = time.monotonic()
         self._use_threads(max(delivery.request.busy_threads for delivery, _ in waiting))
         gathered = [
-            delivery.request.rows.index_select(0, torch.from_numpy(delivery.request.pair_rows))
+            delivery.request.rows.take(delivery.request.pair_rows, axis=0)
             for delivery, _ in waiting
         ]
-        rows = gathered[0] if len(gathered) == 1 else torch.cat(gathered)
+        rows = gathered[0] if len(gathered) == 1 else np.concatenate(gathered)
         slots = waiting[0][1] if len(waiting) == 1 else np.concatenate([s for _, s in waiting])
         try:
             device = self._kernel.device
-            places = to_device(torch.from_numpy(slots), device)
+            places = to_device(slots, device)
             rows = to_host(self._kernel.run(layer, to_device(rows, device), places))
         except RuntimeError as error:
             requests = [delivery.request for delivery, _ in waiting]

@@ -1,7 +1,8 @@
 """The transport seam: rows go out to shards, rows come back; who carries them is not our matter.
 
-An attention replica holds a `ShardLink`, a shard holds a `RowPort`. Tensors are on the CPU here:
-the callers stage them from and to their devices. Implementations: `inprocess` and `zeromq`.
+An attention replica holds a `ShardLink`, a shard holds a `RowPort`. Rows are arrays on the host
+here, see `router.rows`: the callers stage them from and to their devices. Implementations:
+`inprocess`, and `sockets` with `unix` and `zeromq`.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -9,9 +10,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from router.rows import Rows
 from router.table import ShardAddress, ShardId
 from services.transport.origin import Origin
 
@@ -20,7 +21,7 @@ from services.transport.origin import Origin
 class RowsRequest:
     """Rows for one layer of one shard.
 
-    rows: [U, H] float, cpu, contiguous; each token once.
+    rows: [U, H]; each token once.
     pair_rows: [P] int32; index into `rows` of each (token, choice) pair.
     pair_experts: [P] int32; the logical expert of each pair.
     origin: whose rows these are; None where that is not followed.
@@ -29,7 +30,7 @@ class RowsRequest:
 
     number: int
     layer: int
-    rows: torch.Tensor
+    rows: Rows
     pair_rows: NDArray[np.int32]
     pair_experts: NDArray[np.int32]
     origin: Origin | None = None
@@ -40,12 +41,12 @@ class RowsRequest:
 class RowsAnswer:
     """One row per pair, in the order of the request.
 
-    rows: [P, H] of the request's dtype, cpu, contiguous.
+    rows: [P, H] of the request's dtype.
     waited_us, computed_us: time in the shard's queue and in its kernel.
     """
 
     number: int
-    rows: torch.Tensor
+    rows: Rows
     waited_us: int = 0
     computed_us: int = 0
 

@@ -121,9 +121,10 @@ class Stream:
         message = decode([self._head, *_cut(body, sizes)])
         after = body[size : self._got - HEAD.size]
         self._body, self._sizes, self._got = _room(size), None, len(after)
-        self._head[: min(len(after), HEAD.size)] = after[: HEAD.size]
-        self._make_room(len(after) - HEAD.size)
-        self._body[: max(0, len(after) - HEAD.size)] = after[HEAD.size :]
+        if after:
+            self._head[: min(len(after), HEAD.size)] = after[: HEAD.size]
+            self._make_room(len(after) - HEAD.size)
+            self._body[: max(0, len(after) - HEAD.size)] = after[HEAD.size :]
         return message
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Bytes of the data plane: one header of fixed size, then raw tensors. Little endian.
+"""Bytes of the data plane: one header of fixed size, then raw arrays. Little endian.
 
     request: head, rows [U, H], pair_rows [P] int32, pair_experts [P] int32[, request ids]
     answer:  head, rows [P, H]
@@ -9,13 +9,13 @@ Every part is checked against the header before anything is computed with it.
 
 import struct
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from router.errors import WireFormatError
+from router.rows import Rows
 from services.transport.base import RowsAnswer, RowsRefusal, RowsRequest
 from services.transport.origin import NOBODY, ids_size, read_origin
 
@@ -24,14 +24,14 @@ from services.transport.origin import NOBODY, ids_size, read_origin
 HEAD: Final = struct.Struct("<4sBBHQIIIII28s")
 MAGIC: Final = b"EXM1"
 REQUEST, ANSWER, REFUSAL = 1, 2, 3
-DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16)
+DTYPES: Final = tuple(map(np.dtype, (np.float32, np.uint16, np.float16)))  # see `router.rows`
 MAX_BYTES: Final = 1 << 30
 
 Buffer = bytes | bytearray | memoryview
 
 
 def encode(message: RowsRequest | RowsAnswer | RowsRefusal) -> list[Buffer]:
-    """The parts of one multipart message; tensors are viewed, not copied."""
+    """The parts of one multipart message; arrays are viewed, not copied."""
     if isinstance(message, RowsRefusal):
         reason = message.reason.encode()
         head = HEAD.pack(MAGIC, REFUSAL, 0, 0, message.number, len(reason), 0, 0, 0, 0, NOBODY)
@@ -58,23 +58,24 @@ def part_sizes(head: Buffer) -> tuple[int, ...]:
     if magic != MAGIC or dtype >= len(DTYPES):
         raise WireFormatError(f"message begins with {magic!r}, dtype code {dtype}")
     row = hidden * DTYPES[dtype].itemsize
-    sizes: dict[int, tuple[int, ...]] = {
-        REQUEST: (tokens * row, 4 * pairs, 4 * pairs),
-        ANSWER: (pairs * row,),
-        REFUSAL: (tokens,),
-    }
-    if kind == REQUEST and (size := ids_size(marks, number)):
-        sizes[REQUEST] += (size,)
-    if kind not in sizes or sum(sizes[kind]) > MAX_BYTES:
+    sizes: tuple[int, ...] = ()
+    if kind == REQUEST:
+        sizes = (tokens * row, 4 * pairs, 4 * pairs)
+        if size := ids_size(marks, number):
+            sizes += (size,)
+    elif kind == ANSWER:
+        sizes = (pairs * row,)
+    elif kind == REFUSAL:
+        sizes = (tokens,)
+    if not sizes or sum(sizes) > MAX_BYTES:
         raise WireFormatError(
-            f"message {number} of kind {kind} has {sum(sizes.get(kind, ()))} bytes, the limit is "
-            f"{MAX_BYTES}"
+            f"message {number} of kind {kind} has {sum(sizes)} bytes, the limit is {MAX_BYTES}"
         )
-    return sizes[kind]
+    return sizes
 
 
 def decode(parts: Sequence[Buffer]) -> RowsRequest | RowsAnswer | RowsRefusal:
-    """The message in `parts`; its tensors share their memory. Raises WireFormatError."""
+    """The message in `parts`; its arrays share their memory. Raises WireFormatError."""
     if not parts or len(parts[0]) != HEAD.size:
         got = len(parts[0]) if parts else 0
         raise WireFormatError(f"message header of {got} bytes, expected {HEAD.size}")
@@ -88,10 +89,10 @@ def decode(parts: Sequence[Buffer]) -> RowsRequest | RowsAnswer | RowsRefusal:
     if dtype >= len(DTYPES):
         raise WireFormatError(f"message {number} has dtype code {dtype}, known: {len(DTYPES)}")
     if kind == ANSWER and len(parts) == 2:
-        rows = _tensor(parts[1], DTYPES[dtype], (pairs, hidden), number)
+        rows = _rows(parts[1], DTYPES[dtype], (pairs, hidden), number)
         return RowsAnswer(number, rows, waited, computed)
     if kind == REQUEST and len(parts) == 4 + bool(size := ids_size(marks, number)):
-        rows = _tensor(parts[1], DTYPES[dtype], (tokens, hidden), number)
+        rows = _rows(parts[1], DTYPES[dtype], (tokens, hidden), number)
         named = bytes(parts[4]) if size else b""
         if len(named) != size:
             raise WireFormatError(
@@ -103,11 +104,8 @@ def decode(parts: Sequence[Buffer]) -> RowsRequest | RowsAnswer | RowsRefusal:
     raise WireFormatError(f"message {number} of kind {kind} has {len(parts)} parts")
 
 
-def _view(tensor: torch.Tensor) -> Buffer:
-    if not tensor.numel():
-        return b""
-    # as bytes: numpy has no bfloat16
-    return tensor.contiguous().view(torch.uint8).numpy().data.cast("B")
+def _view(rows: Rows) -> Buffer:
+    return np.ascontiguousarray(rows).view(np.uint8).data.cast("B") if rows.size else b""
 
 
 def _ids(part: Buffer, count: int, number: int) -> NDArray[np.int32]:
@@ -118,15 +116,11 @@ def _ids(part: Buffer, count: int, number: int) -> NDArray[np.int32]:
     return np.frombuffer(part, np.int32)
 
 
-def _tensor(part: Buffer, dtype: torch.dtype, shape: tuple[int, ...], number: int) -> torch.Tensor:
-    wanted = dtype.itemsize
-    for size in shape:
-        wanted *= size
+def _rows(part: Buffer, dtype: "np.dtype[Any]", shape: tuple[int, int], number: int) -> Rows:
+    wanted = dtype.itemsize * shape[0] * shape[1]
     if len(part) != wanted:
         raise WireFormatError(
             f"message {number}: a part has {len(part)} bytes, its header says {wanted} "
             f"({list(shape)} {dtype})"
         )
-    if wanted == 0:
-        return torch.empty(shape, dtype=dtype)
-    return torch.frombuffer(part, dtype=dtype).view(shape)
+    return np.frombuffer(part, dtype).reshape(shape) if wanted else np.empty(shape, dtype)

@@ -254,7 +254,7 @@ def test_a_silent_shard_is_left_at_its_deadline_and_its_late_answer_dropped() ->
     "spoil",
     [
         lambda a: RowsAnswer(a.number, a.rows[:-1]),
-        lambda a: RowsAnswer(a.number, a.rows.double()),
+        lambda a: RowsAnswer(a.number, a.rows.astype(np.float64)),
         lambda a: RowsRefusal(a.number, "not held here"),
     ],
     ids=["too few rows", "another dtype", "refusal"],
@@ -265,7 +265,7 @@ def test_a_wrong_answer_goes_to_the_other_replica(pool: Pool, spoil: Any) -> Non
     pool.start("a", "b")
     pool.compute()
     assert pool.remote.traffic.resends > 0
-    is_refusal = isinstance(spoil(RowsAnswer(1, torch.zeros(1, HIDDEN))), RowsRefusal)
+    is_refusal = isinstance(spoil(RowsAnswer(1, np.zeros((1, HIDDEN), np.float32))), RowsRefusal)
     assert list(pool.wrong()) == ([] if is_refusal else ["a"])
     assert (pool.remote.traffic.refused > 0) == is_refusal
     assert (pool.remote.traffic.wrong, pool.remote.traffic.lost) == (not is_refusal, 0)

@@ -110,7 +110,7 @@ class DoomedPort(SocketPort):
 def spoilt(answer: RowsAnswer | RowsRefusal, lie: Lie) -> RowsAnswer:
     """The answer of a shard that computes or counts wrongly."""
     assert isinstance(answer, RowsAnswer)
-    rows = answer.rows.clone()
+    rows = answer.rows.copy()
     if lie is Lie.NAN:
         rows[-1, 0] = float("nan")
     if lie is Lie.SHORT:

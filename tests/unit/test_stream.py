@@ -5,7 +5,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-import torch
 
 from services.transport.base import RowsAnswer, RowsRefusal, RowsRequest
 from services.transport.stream import SMALLEST_BODY, Stream
@@ -23,7 +22,7 @@ def ends() -> Iterator[tuple[socket.socket, Stream]]:
 
 def some(number: int, rows: int, hidden: int = 8) -> RowsRequest:
     pairs = np.arange(rows, dtype=np.int32)
-    return RowsRequest(number, 0, torch.full((rows, hidden), float(number)), pairs, pairs, None)
+    return RowsRequest(number, 0, np.full((rows, hidden), number, np.float32), pairs, pairs, None)
 
 
 def sent(*messages: RowsRequest | RowsAnswer | RowsRefusal) -> bytes:
@@ -34,7 +33,7 @@ def same(got: object, wanted: RowsRequest) -> bool:
     return (
         isinstance(got, RowsRequest)
         and got.number == wanted.number
-        and torch.equal(got.rows, wanted.rows)
+        and np.array_equal(got.rows, wanted.rows)
         and np.array_equal(got.pair_rows, wanted.pair_rows)
     )
 

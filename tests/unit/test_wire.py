@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-import torch
 
 from router.errors import WireFormatError
+from router.rows import Rows
 from services.transport.base import RowsAnswer, RowsRefusal, RowsRequest
 from services.transport.origin import MARKS, MAX_IDS, NOBODY, Origin
 from services.transport.wire import HEAD, MAGIC, REQUEST, decode, encode, part_sizes
@@ -13,8 +13,8 @@ IDS = ("0123456789abcdef" * 2, "f" * 32)
 SPAN = {"trace_id": 0xABC << 100, "span_id": 1}
 
 
-def request(dtype: torch.dtype = torch.bfloat16, origin: Origin | None = None) -> RowsRequest:
-    rows = torch.arange(12, dtype=torch.float32).view(3, 4).to(dtype)
+def request(dtype: type = np.uint16, origin: Origin | None = None) -> RowsRequest:
+    rows: Rows = np.arange(12).reshape(3, 4).astype(dtype)
     pairs = np.array([0, 2, 2], np.int32)
     return RowsRequest(77, 5, rows, pairs, np.array([9, 1, 300], np.int32), origin)
 
@@ -23,13 +23,13 @@ def over_the_wire(message: RowsRequest | RowsAnswer | RowsRefusal) -> list[bytea
     return [bytearray(part) for part in encode(message)]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_a_request_comes_back_as_it_was(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", [np.float32, np.uint16, np.float16])
+def test_a_request_comes_back_as_it_was(dtype: type) -> None:
     sent = request(dtype)
     got = decode(over_the_wire(sent))
     assert isinstance(got, RowsRequest)
     assert (got.number, got.layer) == (77, 5)
-    assert torch.equal(got.rows, sent.rows)
+    np.testing.assert_array_equal(got.rows, sent.rows)
     assert got.rows.dtype == dtype
     np.testing.assert_array_equal(got.pair_rows, sent.pair_rows)
     np.testing.assert_array_equal(got.pair_experts, sent.pair_experts)
@@ -37,33 +37,33 @@ def test_a_request_comes_back_as_it_was(dtype: torch.dtype) -> None:
 
 def test_the_senders_threads_come_along() -> None:
     none = np.zeros(0, np.int32)
-    request = RowsRequest(1, 2, torch.zeros(0, 8), none, none, busy_threads=3)
+    request = RowsRequest(1, 2, np.zeros((0, 8), np.float32), none, none, busy_threads=3)
     back = decode(encode(request))
     assert isinstance(back, RowsRequest)
     assert back.busy_threads == 3
 
 
 def test_an_answer_comes_back_as_it_was() -> None:
-    sent = RowsAnswer(8, torch.randn(5, 3), waited_us=11, computed_us=22)
+    sent = RowsAnswer(8, np.ones((5, 3), np.float32), waited_us=11, computed_us=22)
     got = decode(over_the_wire(sent))
     assert isinstance(got, RowsAnswer)
     assert (got.number, got.waited_us, got.computed_us) == (8, 11, 22)
-    assert torch.equal(got.rows, sent.rows)
+    np.testing.assert_array_equal(got.rows, sent.rows)
 
 
 def test_a_refusal_comes_back_as_it_was() -> None:
     assert decode(over_the_wire(RowsRefusal(3, "not here"))) == RowsRefusal(3, "not here")
 
 
-def test_rows_that_are_a_slice_of_a_larger_tensor_are_sent_as_they_look() -> None:
-    wide = torch.randn(4, 10)
+def test_rows_that_are_a_slice_of_a_larger_array_are_sent_as_they_look() -> None:
+    wide = np.arange(40, dtype=np.float32).reshape(4, 10)
     got = decode(over_the_wire(RowsAnswer(1, wide[:, :6])))
     assert isinstance(got, RowsAnswer)
-    assert torch.equal(got.rows, wide[:, :6])
+    np.testing.assert_array_equal(got.rows, wide[:, :6])
 
 
 def test_no_rows_is_a_message_too() -> None:
-    got = decode(over_the_wire(RowsAnswer(1, torch.empty(0, 6))))
+    got = decode(over_the_wire(RowsAnswer(1, np.empty((0, 6), np.float16))))
     assert isinstance(got, RowsAnswer)
     assert got.rows.shape == (0, 6)
 
