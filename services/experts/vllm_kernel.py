@@ -164,9 +164,9 @@ class VllmKernel:
         return self._weight_bytes
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=64)
 def _ones(count: int, device: torch.device) -> torch.Tensor:
-    """[count, 1] float32."""
+    """[count, 1] float32; decoding repeats few counts, and those of long prompts are large."""
     return torch.ones(count, 1, dtype=torch.float32, device=device)
 
 

@@ -23,7 +23,8 @@ SHARD = ShardId("shard-0")
 
 def request(number: int, n_rows: int = 3) -> RowsRequest:
     pairs = np.arange(n_rows, dtype=np.int32)
-    return RowsRequest(number, 1, np.ones((n_rows, 8), np.float32), pairs, pairs.copy())
+    rows = np.random.default_rng(number).normal(size=(n_rows, 8)).astype(np.float32)
+    return RowsRequest(number, 1, rows, pairs, pairs.copy())
 
 
 def echo(port: SocketPort, *, within_s: float = 5.0) -> int:

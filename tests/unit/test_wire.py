@@ -44,7 +44,8 @@ def test_the_senders_threads_come_along() -> None:
 
 
 def test_an_answer_comes_back_as_it_was() -> None:
-    sent = RowsAnswer(8, np.ones((5, 3), np.float32), waited_us=11, computed_us=22)
+    rows = np.arange(15, dtype=np.float32).reshape(5, 3)
+    sent = RowsAnswer(8, rows, waited_us=11, computed_us=22)
     got = decode(over_the_wire(sent))
     assert isinstance(got, RowsAnswer)
     assert (got.number, got.waited_us, got.computed_us) == (8, 11, 22)
@@ -63,7 +64,7 @@ def test_rows_that_are_a_slice_of_a_larger_array_are_sent_as_they_look() -> None
 
 
 def test_no_rows_is_a_message_too() -> None:
-    got = decode(over_the_wire(RowsAnswer(1, np.empty((0, 6), np.float16))))
+    got = decode(over_the_wire(RowsAnswer(1, np.empty((0, 6), np.float32))))
     assert isinstance(got, RowsAnswer)
     assert got.rows.shape == (0, 6)
 
