@@ -5,14 +5,16 @@ the layers are ever real. A fill goes through a `RoutedExperts` with as many exp
 loaded: the first fill of a layer becomes the layer, later ones are copied into its slots.
 """
 
+import logging
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+import vllm
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.distributed import ensure_model_parallel_initialized, init_distributed_environment
 from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
@@ -22,9 +24,13 @@ from vllm.utils.torch_utils import set_default_torch_dtype
 from router.errors import ShardError
 from services.checkpoint import layer_of, n_experts, read_checkpoint
 from services.experts.kernel import LoadedSlots
+from services.experts.lone_rows import filled_up, rows_stand_alone
 from services.experts.weights import ExpertTensors
 from services.vllm_hooks import close_lone_groups, moe_runners, routed_experts_as, slot_experts
 
+log = logging.getLogger(__name__)
+
+MOST_TRIED = 8  # slots; one whose weights are all zero would show nothing
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -39,12 +45,14 @@ class VllmKernel:
         self._n_experts = n_experts(checkpoint.config)
         self._tensors = ExpertTensors(checkpoint, self._n_experts)
         self._arguments: dict[str, Arguments] = {}
+        _ask_for_amx()
         _init_single_process(vllm_config)
         self._model = self._skeleton()
         close_lone_groups()
         self._runners = moe_runners(self._model)
         self._filled: dict[int, RoutedExperts] = {}
         self._weight_bytes = 0
+        self._fills_up = False
 
     @property
     def n_layers(self) -> int:
@@ -101,9 +109,28 @@ class VllmKernel:
         if resident is None:
             self._filled[loaded.layer] = loaded.weights
             self._weight_bytes += sum(w.nbytes for w in loaded.weights.get_expert_weights())
+            if len(self._filled) == 1:
+                self._try_rows(loaded.layer, list(loaded.experts)[:MOST_TRIED])
             return
         for place, slot in enumerate(loaded.experts):
             _copy_expert(loaded.weights, place, resident, slot)
+
+    def _try_rows(self, layer: int, slots: list[int]) -> None:
+        """See to it that a row's bits do not depend on the batch, which depends on the layout."""
+        run = partial(self.run, layer)
+        model = self._config.model_config
+        like = torch.empty(0, dtype=model.dtype, device=self.device)
+        for fills_up in (False, True) if self.device.type == "cpu" else (False,):
+            self._fills_up = fills_up
+            if rows_stand_alone(run, slots, hidden_size=model.get_hidden_size(), like=like):
+                return
+        self._fills_up = False
+        log.warning(
+            "bits may depend on placement: vLLM %s, experts in %s: the kernel gives a row other "
+            "bits in another batch",
+            vllm.__version__,
+            model.quantization or model.dtype,
+        )
 
     def _build(self, layer: int, experts: list[int]) -> RoutedExperts:
         """A loaded, packed `RoutedExperts` that holds just `experts`."""
@@ -144,6 +171,9 @@ class VllmKernel:
                 setattr(config, key, self._n_experts)
 
     def run(self, layer: int, rows: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+        count = rows.shape[0]
+        if self._fills_up:
+            rows, slots = filled_up(rows, slots)
         experts = self._filled[layer]
         padding = experts.hidden_size - rows.shape[1]
         padded = torch.nn.functional.pad(rows, (0, padding)) if padding else rows
@@ -155,7 +185,9 @@ class VllmKernel:
             shared_experts=None,
             shared_experts_input=None,
         )
-        return cast(torch.Tensor, out[:, : rows.shape[1]] if padding else out)
+        if padding or out.shape[0] > count:
+            out = out[:count, : rows.shape[1]]
+        return cast(torch.Tensor, out)
 
     def slot_bytes(self, layer: int, slot: int) -> list[torch.Tensor]:
         return [w[slot] for w in self._filled[layer].get_expert_weights()]
@@ -173,6 +205,19 @@ def _ones(count: int, device: torch.device) -> torch.Tensor:
 def _copy_expert(source: RoutedExperts, place: int, target: RoutedExperts, slot: int) -> None:
     for theirs, ours in zip(source.get_expert_weights(), target.get_expert_weights(), strict=True):
         ours[slot].copy_(theirs[place])
+
+
+def _ask_for_amx() -> None:
+    """Linux ends a process that uses AMX's tiles and has not asked for them.
+
+    vLLM's kernel for experts uses them and does not ask: in vLLM itself oneDNN has, for the
+    attention's products, which a shard has none of. Raises ShardError if Linux refuses.
+    """
+    if torch.cpu._is_amx_tile_supported() and not torch.cpu._init_amx():
+        raise ShardError(
+            "this CPU has AMX (flag amx_tile) and Linux does not let this process use it "
+            "(arch_prctl ARCH_REQ_XCOMP_PERM). Use Linux 5.16 or newer, or model.dtype=float32."
+        )
 
 
 def _init_single_process(vllm_config: VllmConfig) -> None:

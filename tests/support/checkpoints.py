@@ -7,7 +7,7 @@ Built from a seed alone, without a network. Chat in English is the demo model's 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +38,24 @@ CORPUS = (
 )
 
 
-def make_checkpoint(family: str, folder: Path, *, dtype: str = "float32", seed: int = 0) -> Path:
+def make_checkpoint(
+    family: str,
+    folder: Path,
+    *,
+    dtype: str = "float32",
+    seed: int = 0,
+    sizes: Mapping[str, int] | None = None,
+) -> Path:
     """Write a random checkpoint with its tokenizer into `folder` and return it.
 
-    The same family, dtype and seed give the same bytes. Raises KeyError for an unknown family.
+    The same arguments give the same bytes. sizes: of the configuration, where they are not to be
+    the family's. Raises KeyError for an unknown family.
     """
     from transformers import AutoModelForCausalLM
 
     config = FAMILIES[family]()
+    for key, size in (sizes or {}).items():
+        setattr(config, key, size)
     model = AutoModelForCausalLM.from_config(config)
     _randomize(model, seed)
     folder.mkdir(parents=True, exist_ok=True)

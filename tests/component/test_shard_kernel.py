@@ -1,0 +1,48 @@
+"""What a shard computes rows with, in the type that this CPU is given and in fewer bits."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.hardware import AMX_FLAG, choose_dtype, this_machine
+from tests.support.kernel_rows import command
+from tests.support.quantised import FORMATS, make_quantised
+
+MOST_ERROR = 0.03  # of all rows' norm; 0.002 to 0.016 is seen, most where activations are bytes
+FLAGS = this_machine().flags
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+
+
+def seen(folder: Path, dtype: str, twin: Path) -> dict[str, Any]:
+    words, environment = command(folder, dtype, twin)
+    done = subprocess.run(
+        words, env=environment, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    print(f"{folder.name}: {told}")
+    return told
+
+
+def check(told: dict[str, Any]) -> None:
+    assert told["error"] < MOST_ERROR
+    assert told["error_of_another_expert"] > 0.5
+    assert told["differing_batches"] == 0, "bits depend on the batch"
+
+
+def test_rows_in_this_machines_type(checkpoint: Callable[[str], Path]) -> None:
+    """The first thing that a process computes: AMX must have been asked for."""
+    folder = checkpoint("deepseek_v3")
+    check(seen(folder, choose_dtype(FLAGS, False, "auto"), folder))
+
+
+@pytest.mark.skipif(AMX_FLAG not in FLAGS, reason=f"vLLM needs AMX (flag {AMX_FLAG}) for these")
+@pytest.mark.parametrize("name", FORMATS)
+def test_rows_through_experts_in_fewer_bits(name: str, tmp_path: Path) -> None:
+    stored, twin = make_quantised(name, tmp_path)
+    check(seen(stored, "bfloat16", twin))

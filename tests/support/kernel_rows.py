@@ -1,0 +1,71 @@
+"""Runs rows through a shard's kernel in a process that has computed nothing else before.
+
+A program: `python -m tests.support.kernel_rows FOLDER DTYPE TWIN`. The twin holds the same values
+in more bits and is computed in float32. Prints JSON.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+EXPERTS = 8
+ROWS = 150
+BATCHES = 40
+
+
+def main(folder: Path, dtype: str, twin: Path) -> dict[str, Any]:
+    """Relative error against the twin, and in how many batches a row had other bits."""
+    import torch
+
+    kernel = _kernel(folder, dtype)
+    generator = torch.Generator().manual_seed(1)
+    hidden = kernel._config.model_config.get_hidden_size()
+    rows = torch.randn(ROWS, hidden, generator=generator).to(kernel._config.model_config.dtype)
+    slots = torch.randint(EXPERTS, (ROWS,), generator=generator).int()
+    with torch.inference_mode():
+        torch.set_num_threads(1)
+        whole = kernel.run(0, rows, slots).clone()
+        differing = 0
+        for batch in range(BATCHES):
+            torch.set_num_threads(1 + batch % 3)
+            n_rows = 1 + batch if batch < BATCHES // 2 else 3 * batch
+            chosen = torch.randperm(ROWS, generator=generator)[:n_rows]
+            alone = kernel.run(0, rows[chosen], slots[chosen])
+            differing += not torch.equal(alone, whole[chosen])
+        exact = _kernel(twin, "float32").run(0, rows.float(), slots)
+        swapped = kernel.run(0, rows, (slots + 1) % EXPERTS)
+    return {
+        "error": float((whole.float() - exact).norm() / exact.norm()),
+        "error_of_another_expert": float((swapped.float() - exact).norm() / exact.norm()),
+        "differing_batches": differing,
+        "weight_bytes": kernel.weight_bytes(),
+    }
+
+
+def _kernel(folder: Path, dtype: str) -> Any:
+    from services.experts.engine import shard_vllm_config
+    from services.experts.vllm_kernel import VllmKernel
+
+    kernel = VllmKernel(shard_vllm_config(str(folder), dtype=dtype), EXPERTS)
+    kernel.install(kernel.read(0, {slot: slot for slot in range(EXPERTS)}))
+    return kernel
+
+
+def command(folder: Path, dtype: str, twin: Path) -> tuple[Sequence[str], dict[str, str]]:
+    """How to run this program: words and environment."""
+    words = [sys.executable, "-m", "tests.support.kernel_rows", str(folder), dtype, str(twin)]
+    environment = {
+        **os.environ,
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+    return words, environment
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))))
