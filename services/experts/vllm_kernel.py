@@ -19,6 +19,7 @@ from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.distributed import ensure_model_parallel_initialized, init_distributed_environment
 from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from vllm.model_executor.model_loader.utils import initialize_model
+from vllm.utils.import_utils import resolve_obj_by_qualname
 from vllm.utils.torch_utils import set_default_torch_dtype
 
 from router.errors import ShardError
@@ -221,7 +222,12 @@ def _ask_for_amx() -> None:
 
 
 def _init_single_process(vllm_config: VllmConfig) -> None:
-    """vLLM's layers ask for process groups; this process is a group of one."""
+    """vLLM's layers ask for process groups; this process is a group of one.
+
+    The module of vLLM's worker also prepares its process: on a CPU it stands in for what some
+    models (DeepSeek-V4) take of CUDA when they are built.
+    """
+    resolve_obj_by_qualname(vllm_config.parallel_config.worker_cls)
     if torch.distributed.is_initialized():
         return
     with tempfile.NamedTemporaryFile(prefix="expertmesh-group-", delete=False) as file:

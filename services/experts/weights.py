@@ -6,6 +6,9 @@ A shard reads only the experts it was given. To vLLM's loaders they are presente
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -37,30 +40,36 @@ class ExpertTensors:
                 f"the checkpoint has no routed-expert tensor for layer {model_layer}; names with "
                 "an 'experts' component are looked for"
             )
-        for info in infos:
-            expert = expert_id(info.name)
-            if expert is None:
-                yield self._fused(info, experts)
-            elif expert in experts:
-                tensor = self._whole(info)
+        with ExitStack() as stack:
+            files: dict[Path, Any] = {}  # opening one reads the names of all its tensors
+            for info in infos:
+                expert = expert_id(info.name)
+                if expert is not None and expert not in experts:
+                    continue
+                if info.file not in files:
+                    files[info.file] = stack.enter_context(safe_open(info.file, framework="pt"))
+                if expert is None:
+                    yield self._fused(files[info.file], info, experts)
+                    continue
+                tensor = self._whole(files[info.file], info)
                 for place, wanted in enumerate(experts):
                     if wanted == expert:
                         yield _renamed(info.name, expert, place), tensor
 
-    def _whole(self, info: TensorInfo) -> torch.Tensor:
-        with safe_open(info.file, framework="pt") as file:
-            tensor: torch.Tensor = file.get_tensor(info.name)
+    def _whole(self, file: Any, info: TensorInfo) -> torch.Tensor:
+        tensor: torch.Tensor = file.get_tensor(info.name)
         self.bytes_read += info.n_bytes
         return tensor
 
-    def _fused(self, info: TensorInfo, experts: Sequence[int]) -> tuple[str, torch.Tensor]:
+    def _fused(
+        self, file: Any, info: TensorInfo, experts: Sequence[int]
+    ) -> tuple[str, torch.Tensor]:
         """All experts in one tensor: expert e is the e-th of E equal parts of dimension 0."""
         if not info.shape or info.shape[0] % self._n_experts:
-            return info.name, self._whole(info)  # shared by all experts, for instance a scale
+            return info.name, self._whole(file, info)  # shared by all experts, as a scale may be
         part = info.shape[0] // self._n_experts
-        with safe_open(info.file, framework="pt") as file:
-            view = file.get_slice(info.name)
-            parts = [view[e * part : (e + 1) * part] if e >= 0 else None for e in experts]
+        view = file.get_slice(info.name)
+        parts = [view[e * part : (e + 1) * part] if e >= 0 else None for e in experts]
         read = [p for p in parts if p is not None]
         self.bytes_read += sum(p.nbytes for p in read)
         zero = torch.zeros_like(read[0])

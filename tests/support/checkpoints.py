@@ -9,14 +9,13 @@ Built from a seed alone, without a network. Chat in English is the demo model's 
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from tests.support.families import BOS, EOS, FAMILIES, MAX_POSITIONS, PAD, VOCAB
 
-__all__ = ["FAMILIES", "make_checkpoint"]
+__all__ = ["FAMILIES", "make_checkpoint", "save_tokenizer"]
 
 SPECIAL_TOKENS = ("<bos>", "<eos>", "<pad>")
 
@@ -60,7 +59,7 @@ def make_checkpoint(
     _randomize(model, seed)
     folder.mkdir(parents=True, exist_ok=True)
     model.to(getattr(torch, dtype)).save_pretrained(folder)
-    _make_tokenizer().save_pretrained(folder)
+    save_tokenizer(folder)
     return folder
 
 
@@ -102,7 +101,7 @@ def _gain(name: str) -> float:
     return 1.0
 
 
-def _make_tokenizer() -> Any:
+def save_tokenizer(folder: Path) -> None:
     """A byte-level BPE tokenizer of `VOCAB` entries with a chat template."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -125,4 +124,4 @@ def _make_tokenizer() -> Any:
         model_max_length=MAX_POSITIONS,
     )
     fast.chat_template = CHAT_TEMPLATE
-    return fast
+    fast.save_pretrained(folder)

@@ -1,8 +1,7 @@
 """Tiny checkpoints whose experts are stored in fewer bits, in the formats of well-known models.
 
 Each is made with a twin that holds the very values which the few bits stand for, in bfloat16, so
-that what a kernel computes can be compared with plain arithmetic. The quantising is the simplest
-there is: the largest value of each group decides the scale.
+that what a kernel computes can be compared with plain arithmetic.
 """
 
 import json
@@ -11,73 +10,43 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.support.checkpoints import make_checkpoint
+from tests.support.few_bits import to_awq, to_e2m1, to_e4m3, to_int8
 
-E4M3_MAX, E2M1_MAX, UINT4_MAX, INT8_MAX = 448.0, 6.0, 15, 127
-E2M1 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
-AWQ_ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
-_BYTES = {"type": "int", "num_bits": 8, "symmetric": True}
+Stored = tuple[dict[str, Tensor], Tensor]  # by name, and the values meant
 
 
-def fp8_blocks(name: str, weight: Tensor, block: int = 128) -> tuple[dict[str, Tensor], Tensor]:
-    """E4M3 with a float32 scale for each block of 128 x 128, as DeepSeek-V3 has it."""
-    (rows, columns), padded = weight.shape, torch.nn.functional.pad
-    whole = padded(weight, (0, -columns % block, 0, -rows % block))
-    blocks = whole.view(whole.shape[0] // block, block, whole.shape[1] // block, block)
-    scale = (blocks.abs().amax((1, 3)) / E4M3_MAX).clamp(min=1e-12)
-    stored = (blocks / scale[:, None, :, None]).to(torch.float8_e4m3fn)
-    values = (stored.float() * scale[:, None, :, None]).reshape(whole.shape)[:rows, :columns]
-    stored = stored.reshape(whole.shape)[:rows, :columns].contiguous()
-    return {name: stored, name.replace(".weight", ".weight_scale_inv"): scale}, values
+def fp8_blocks(name: str, weight: Tensor) -> Stored:
+    """As DeepSeek-V3 has it."""
+    stored, scale, values = to_e4m3(weight)
+    return {name: stored, f"{name}_scale_inv": scale}, values
 
 
-def mxfp4_fused(name: str, weight: Tensor, group: int = 32) -> tuple[dict[str, Tensor], Tensor]:
-    """E2M1 with a power of two for each 32, as gpt-oss has it; weight: [E, in, out]."""
-    groups = weight.transpose(1, 2).reshape(*weight.shape[::2], -1, group)  # [E, out, in / 32, 32]
-    largest = groups.abs().amax(-1, keepdim=True).clamp(min=1e-12)
-    exponent = torch.ceil(torch.log2(largest / E2M1_MAX))
-    scaled = groups * torch.exp2(-exponent)
-    code = (scaled.abs()[..., None] - E2M1).abs().argmin(-1)
-    values = torch.copysign(E2M1[code], scaled) * torch.exp2(exponent)
-    nibbles = (code + 8 * (scaled < 0)).to(torch.uint8)
-    blocks = nibbles[..., 0::2] | (nibbles[..., 1::2] << 4)
-    scales = (exponent.squeeze(-1) + 127).to(torch.uint8)
-    stored = {f"{name}_blocks": blocks.contiguous(), f"{name}_scales": scales.contiguous()}
-    return stored, values.flatten(2).transpose(1, 2).contiguous()
+def mxfp4_fused(name: str, weight: Tensor) -> Stored:
+    """As gpt-oss has it; weight: [E, in, out]."""
+    packed, scales, values = to_e2m1(weight.transpose(1, 2))
+    blocks = packed.view(*scales.shape, -1)
+    stored = {f"{name}_blocks": blocks, f"{name}_scales": scales}
+    return stored, values.transpose(1, 2).contiguous()
 
 
-def awq_groups(name: str, weight: Tensor, group: int = 128) -> tuple[dict[str, Tensor], Tensor]:
-    """Eight to an int32 with zero point and scale for each 128 inputs, as AWQ packs them."""
-    groups = weight.t().reshape(-1, group, weight.shape[0])  # [in / 128, 128, out]
-    least, most = groups.amin(1).clamp(max=0), groups.amax(1).clamp(min=0)
-    scale = ((most - least) / UINT4_MAX).clamp(min=1e-12).bfloat16().float()
-    zero = (-least / scale).round().clamp(0, UINT4_MAX)
-    numbers = (groups / scale[:, None] + zero[:, None]).round().clamp(0, UINT4_MAX)
-    values = ((numbers - zero[:, None]) * scale[:, None]).flatten(0, 1).t().contiguous()
+def awq_groups(name: str, weight: Tensor) -> Stored:
+    """As AWQ names them."""
+    numbers, zeros, scales, values = to_awq(weight)
     stem = name.removesuffix(".weight")
-    return {
-        f"{stem}.qweight": _eight_to_one(numbers.flatten(0, 1)),
-        f"{stem}.qzeros": _eight_to_one(zero),
-        f"{stem}.scales": scale.bfloat16(),
-    }, values
+    return {f"{stem}.qweight": numbers, f"{stem}.qzeros": zeros, f"{stem}.scales": scales}, values
 
 
-def _eight_to_one(numbers: Tensor) -> Tensor:
-    """[..., n] from 0 to 15 → [..., n / 8] int32, in AWQ's order."""
-    eights = numbers.view(numbers.shape[0], -1, 8)[..., AWQ_ORDER].long()
-    packed = (eights << (4 * torch.arange(8))).sum(-1)
-    return torch.where(packed >= 2**31, packed - 2**32, packed).int()
+def int8_channels(name: str, weight: Tensor) -> Stored:
+    """As compressed-tensors stores W8A8."""
+    numbers, scale, values = to_int8(weight)
+    return {name: numbers, f"{name}_scale": scale}, values
 
 
-def int8_channels(name: str, weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """Bytes with a float32 scale for each row, as compressed-tensors stores W8A8."""
-    scale = (weight.abs().amax(1, keepdim=True) / INT8_MAX).clamp(min=1e-12)
-    numbers = (weight / scale).round()
-    return {name: numbers.to(torch.int8), f"{name}_scale": scale}, numbers * scale
+_BYTES = {"type": "int", "num_bits": 8, "symmetric": True}
 
 
 @dataclass(frozen=True)
@@ -86,7 +55,7 @@ class Format:
 
     family: str
     sizes: dict[str, int]
-    quantise: Callable[[str, Tensor], tuple[dict[str, Tensor], Tensor]]
+    quantise: Callable[[str, Tensor], Stored]
     is_stored: Callable[[str], bool]
     config: dict[str, Any]
 
