@@ -110,7 +110,7 @@ def _llm_config(config: DeploymentConfig) -> LLMConfig:
     }
     if not on_gpu:
         engine["kv_cache_memory_bytes"] = round(attention.kv_cache_gib * 2**30)
-        engine |= cpu_engine_args(read_checkpoint(model.folder).config)
+        engine |= cpu_engine_args(read_checkpoint(model.folder).config, model.dtype)
     engine |= attention.engine_args
     return LLMConfig(
         model_loading_config={"model_id": model.served_name, "model_source": str(model.folder)},

@@ -75,7 +75,7 @@ def vllm_environment(cores: set[int]) -> Mapping[str, str]:
 
 def vllm_words(setup: EngineSetup, checkpoint: Path) -> tuple[str, ...]:
     """vLLM's own server, run eagerly as an attention replica is."""
-    extra = cpu_engine_args(read_checkpoint(checkpoint).config)
+    extra = cpu_engine_args(read_checkpoint(checkpoint).config, setup.dtype)
     options = {
         "model": str(checkpoint),
         "served-model-name": SERVED_NAME,
@@ -85,7 +85,10 @@ def vllm_words(setup: EngineSetup, checkpoint: Path) -> tuple[str, ...]:
         "max-num-seqs": str(setup.max_num_seqs),
         "max-num-batched-tokens": str(batched_tokens(setup)),
         "kv-cache-memory-bytes": str(round(setup.kv_cache_gib * 2**30)),
-        **{name.replace("_", "-"): json.dumps(value) for name, value in extra.items()},
+        **{
+            name.replace("_", "-"): value if isinstance(value, str) else json.dumps(value)
+            for name, value in extra.items()
+        },
     }
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
     flags = ("--enforce-eager", "--no-enable-prefix-caching")

@@ -78,7 +78,7 @@ def main(folder: Path, out: Path, dtype: str) -> None:
     from tests.support.pool_process import PoolProcess
 
     checkpoint = read_checkpoint(folder)
-    extra = cpu_engine_args(checkpoint.config)
+    extra = cpu_engine_args(checkpoint.config, dtype)
     result: dict[str, Any] = {
         "routed_bytes": checkpoint.routed_bytes,
         "total_bytes": checkpoint.total_bytes,

@@ -1,7 +1,7 @@
 """Runs rows through a shard's kernel in a process that has computed nothing else before.
 
-A program: `python -m tests.support.kernel_rows FOLDER DTYPE TWIN`. The twin holds the same values
-in more bits and is computed in float32. Prints JSON.
+A program: `python -m tests.support.kernel_rows FOLDER DTYPE TWIN TWINS_DTYPE`. The twin holds the
+same values in more bits. Prints JSON.
 """
 
 import json
@@ -16,7 +16,7 @@ ROWS = 150
 BATCHES = 40
 
 
-def main(folder: Path, dtype: str, twin: Path) -> dict[str, Any]:
+def main(folder: Path, dtype: str, twin: Path, twins_dtype: str) -> dict[str, Any]:
     """Relative error against the twin, and in how many batches a row had other bits."""
     import torch
 
@@ -35,7 +35,8 @@ def main(folder: Path, dtype: str, twin: Path) -> dict[str, Any]:
             chosen = torch.randperm(ROWS, generator=generator)[:n_rows]
             alone = kernel.run(0, rows[chosen], slots[chosen])
             differing += not torch.equal(alone, whole[chosen])
-        exact = _kernel(twin, "float32").run(0, rows.float(), slots)
+        better = _kernel(twin, twins_dtype)
+        exact = better.run(0, rows.to(better._config.model_config.dtype), slots).float()
         swapped = kernel.run(0, rows, (slots + 1) % EXPERTS)
     return {
         "error": float((whole.float() - exact).norm() / exact.norm()),
@@ -54,9 +55,12 @@ def _kernel(folder: Path, dtype: str) -> Any:
     return kernel
 
 
-def command(folder: Path, dtype: str, twin: Path) -> tuple[Sequence[str], dict[str, str]]:
+def command(
+    folder: Path, dtype: str, twin: Path, twins_dtype: str
+) -> tuple[Sequence[str], dict[str, str]]:
     """How to run this program: words and environment."""
-    words = [sys.executable, "-m", "tests.support.kernel_rows", str(folder), dtype, str(twin)]
+    program = [sys.executable, "-m", "tests.support.kernel_rows"]
+    words = [*program, str(folder), dtype, str(twin), twins_dtype]
     environment = {
         **os.environ,
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -68,4 +72,4 @@ def command(folder: Path, dtype: str, twin: Path) -> tuple[Sequence[str], dict[s
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))))
+    print(json.dumps(main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4])))

@@ -93,7 +93,7 @@ def main(folder: Path, run_dir: Path) -> None:
     from services.checkpoint import read_checkpoint
 
     end_with_parent()
-    extra = cpu_engine_args(read_checkpoint(folder).config)
+    extra = cpu_engine_args(read_checkpoint(folder).config, "float32")
     with pool_process(folder, run_dir) as pool:
         joined = pool.call("engine_args")
         pool.ask("start")
