@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from deploy.memory import MemoryNeeds, check_memory, estimate_memory
 from deploy.preflight_checks import (
+    check_attention,
     check_experts_stored,
     check_format,
     check_port,
@@ -43,6 +44,8 @@ def preflight(config: DeploymentConfig, machine: Machine) -> Preflight:
     check_experts_stored(checkpoint, experts)
     check_tokenizer(checkpoint, config)
     check_slots(config.pool, experts)
+    if config.attention.gpus == 0:
+        check_attention(checkpoint)
     resolved = resolve(config, machine, experts)
     needs = estimate_memory(checkpoint, resolved, n_experts=experts, dtype=resolved.model.dtype)
     if config.ray.address is None:

@@ -14,6 +14,7 @@ from services.config import DeploymentConfig, PoolConfig
 from services.hardware import AMX_FLAG
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "tekken.json")
+NOT_ON_CPUS = "deepseek_v4"  # model_type's beginning
 NO_TOKENIZER_KEYS = ("tokenizer", "skip_tokenizer_init")
 
 
@@ -78,6 +79,18 @@ def check_format(checkpoint: Checkpoint, flags: frozenset[str]) -> None:
         f"{quantisation.get('quant_method', 'unknown')} ({', '.join(sorted(stored))}); vLLM's CPU "
         f"kernels for it need a CPU with AMX (flag {AMX_FLAG}), which this one lacks. Use a "
         "checkpoint in bfloat16 or float32, a CPU with AMX, or GPUs (pool.gpus)."
+    )
+
+
+def check_attention(checkpoint: Checkpoint) -> None:
+    """Raise ConfigError if vLLM's attention for this model does not run on CPUs."""
+    kind = str(checkpoint.config.get("model_type"))
+    if not kind.startswith(NOT_ON_CPUS):
+        return
+    raise ConfigError(
+        f"{checkpoint.path}: model_type {kind}: attention of DeepSeek-V4 does not run on CPUs with "
+        "vLLM 0.32.0 (it asks for triton-cpu, which PyPI does not have). Serve it on GPUs "
+        "(attention.gpus, pool.gpus)."
     )
 
 

@@ -8,6 +8,7 @@ import pytest
 from deploy.memory import GIB, check_memory, estimate_memory
 from deploy.preflight import preflight, resolve
 from deploy.preflight_checks import (
+    check_attention,
     check_experts_stored,
     check_format,
     check_port,
@@ -121,6 +122,12 @@ def test_quantised_experts_with_amx_pass() -> None:
 
 def test_format_of_the_attention_part_alone_does_not_matter() -> None:
     check_format(checkpoint(quantization_config={"quant_method": "fp8"}), frozenset())
+
+
+def test_attention_that_does_not_run_on_cpus_is_refused() -> None:
+    check_attention(checkpoint(model_type="deepseek_v3"))
+    with pytest.raises(ConfigError, match=r"deepseek_v4: .*does not run on CPUs.*attention\.gpus"):
+        check_attention(checkpoint(model_type="deepseek_v4"))
 
 
 def test_model_whose_experts_cannot_be_told_is_refused() -> None:
