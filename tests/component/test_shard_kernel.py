@@ -34,6 +34,7 @@ def check(told: dict[str, Any]) -> None:
     assert told["error"] < MOST_ERROR
     assert told["error_of_another_expert"] > 0.5
     assert told["differing_batches"] == 0, "bits depend on the batch"
+    assert told["rows_that_differ_in_another_slot"] == 0
 
 
 def test_rows_in_this_machines_type(checkpoint: Callable[[str], Path]) -> None:

@@ -38,10 +38,14 @@ def main(folder: Path, dtype: str, twin: Path, twins_dtype: str) -> dict[str, An
         better = _kernel(twin, twins_dtype)
         exact = better.run(0, rows.to(better._config.model_config.dtype), slots).float()
         swapped = kernel.run(0, rows, (slots + 1) % EXPERTS)
+        of_last = kernel.run(0, rows, torch.full_like(slots, EXPERTS - 1)).clone()
+        kernel.install(kernel.read(0, {0: EXPERTS - 1}))  # as when an expert moves
+        moved = kernel.run(0, rows, torch.zeros_like(slots))
     return {
         "error": float((whole.float() - exact).norm() / exact.norm()),
         "error_of_another_expert": float((swapped.float() - exact).norm() / exact.norm()),
         "differing_batches": differing,
+        "rows_that_differ_in_another_slot": int((moved != of_last).any(1).sum()),
         "weight_bytes": kernel.weight_bytes(),
     }
 
