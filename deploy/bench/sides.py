@@ -5,18 +5,17 @@ Both get the same checkpoint, type, cores, limits and cache, on this machine's l
 
 import json
 import os
-import socket
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.bench.servers import Launch
+from deploy.free_port import LOOPBACK, free_port
 from services.attention.engine_args import cpu_engine_args
 from services.checkpoint import read_checkpoint
 
 ROOT = Path(__file__).parents[2]
-LOOPBACK = "127.0.0.1"
 SERVED_NAME = "bench"
 VLLM, EXPERTMESH = "vLLM", "ExpertMesh"
 SIDES = (VLLM, EXPERTMESH)
@@ -122,9 +121,3 @@ def deployment_name() -> str:
 def batched_tokens(setup: EngineSetup) -> int:
     """Tokens of one engine step: room for two prompts, as the defaults of the two differ."""
     return max(2 * setup.max_model_len, setup.max_num_seqs)
-
-
-def free_port() -> int:
-    """A port on loopback that nobody listens on at the moment."""
-    with socket.create_server((LOOPBACK, 0)) as free:
-        return int(free.getsockname()[1])

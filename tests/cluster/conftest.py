@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
+from deploy.free_port import free_port
 from tests.support.collector import Collector
 
 ROOT = Path(__file__).parents[2]
@@ -121,8 +121,7 @@ class Applications:
         return self.current
 
     def _start(self, options: list[str]) -> Application:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        port = free_port()
         log = self.folder / f"up-{len(self.started)}.log"
         words = [sys.executable, "-m", "deploy", "up", "--port", str(port), *options]
         with open(log, "w") as sink:

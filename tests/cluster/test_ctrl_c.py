@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from typing import Protocol
 import psutil
 import pytest
 
+from deploy.free_port import free_port
 from deploy.processes import ProcessId, descendants, identify, is_alive, kill_processes
 from deploy.records import run_folder
 
@@ -106,8 +106,7 @@ def start_up(checkpoint: Callable[[str], Path], tmp_path: Path) -> Iterator[Star
     def start(module: tuple[str, ...], *more: str) -> Up:
         mark, log = uuid.uuid4().hex, tmp_path / "up.log"
         name = f"ctrl-c-{mark[:8]}"
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        port = free_port()
         words = ["up", "--model", str(checkpoint("mixtral")), "--port", str(port), *more]
         words += ["--set", f"name={name}", "--set", "attention.kv_cache_gib=0.1"]
         with open(log, "w") as sink:

@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ import httpx
 import openai
 import pytest
 
+from deploy.free_port import free_port
 from monitoring.metrics import METRICS
 from monitoring.render_grafana import DASHBOARDS, FOLDER
 from tests.cluster.conftest import MODEL, Application, Applications
@@ -54,10 +54,8 @@ def app(applications: Applications) -> Application:
 
 @pytest.fixture(scope="module")
 def prometheus(app: Application, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     targets = {"expertmesh": app.url.removeprefix("http://"), "ray": f"127.0.0.1:{ray_port(app)}"}
-    running = Prometheus(tmp_path_factory.mktemp("prometheus"), port, targets)
+    running = Prometheus(tmp_path_factory.mktemp("prometheus"), free_port(), targets)
     try:
         running.wait_for("expertmesh_controller_up == 1")
         running.wait_for("ray_serve_deployment_replica_healthy")

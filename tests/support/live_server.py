@@ -1,7 +1,6 @@
 """The gateway's front and the live page over HTTP in this process, without engines or a cluster."""
 
 import asyncio
-import socket
 import threading
 from collections.abc import AsyncGenerator
 from dataclasses import replace
@@ -11,6 +10,7 @@ import uvicorn
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
+from deploy.free_port import free_port
 from services.config import DeploymentConfig
 from services.gateway.front import Front
 from services.gateway.settings import gateway_settings
@@ -35,8 +35,7 @@ class LiveServer:
     """Serves in a thread, on the same port each time that it is started."""
 
     def __init__(self, source: LiveSource, keys_file: Path | None = None) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}/dashboard"
         self._given = (source, keys_file)
         self.start()
