@@ -5,8 +5,8 @@ import socket
 from pathlib import Path
 
 from router.errors import ConfigError
+from services.local_ray import LOOPBACK
 
-LOOPBACK = "127.0.0.1"
 ABOVE_RAYS = 20_000  # Ray gives its workers those from 10002 to 19999
 LINUXS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 TRIES = 50

@@ -14,8 +14,8 @@ from services.config import DeploymentConfig, PoolConfig
 from services.hardware import AMX_FLAG
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "tekken.json")
-NOT_ON_CPUS = "deepseek_v4"  # model_type's beginning
 NO_TOKENIZER_KEYS = ("tokenizer", "skip_tokenizer_init")
+NOT_ON_CPUS = "deepseek_v4"  # model_type's beginning
 
 
 def check_experts_stored(checkpoint: Checkpoint, experts: int) -> None:

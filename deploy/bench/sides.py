@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.bench.servers import Launch
-from deploy.free_port import LOOPBACK, free_port
+from deploy.free_port import free_port
 from services.attention.engine_args import cpu_engine_args
 from services.checkpoint import read_checkpoint
+from services.local_ray import LOOPBACK
 
 ROOT = Path(__file__).parents[2]
 SERVED_NAME = "bench"

@@ -13,10 +13,9 @@ from typing import Any
 
 import pytest
 
-from services.hardware import AMX_FLAG, this_machine
 from tests.support.compare import TOKENS, command
 from tests.support.families import FAMILIES
-from tests.support.quantised import FORMATS, make_quantised
+from tests.support.quantised import FORMATS, make_quantised, needs_amx
 
 LISTED = ["deepseek_v3", "gpt_oss"]  # the others: make test-families
 LARGEST_LOGPROB_DIFFERENCE = 1e-4  # float32; about 2e-5 is seen, from another order of sums
@@ -98,9 +97,7 @@ def test_no_bit_depends_on_the_layout(family: str, compare: Compare) -> None:
 
 
 @pytest.mark.extended
-@pytest.mark.skipif(
-    AMX_FLAG not in this_machine().flags, reason=f"vLLM needs AMX (flag {AMX_FLAG}) for these"
-)
+@needs_amx
 @pytest.mark.parametrize("name", FORMATS)
 def test_experts_in_few_bits_answer_as_unmodified_vllm_does(name: str, compare: Compare) -> None:
     seen = compare(name)

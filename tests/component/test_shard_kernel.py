@@ -8,19 +8,20 @@ from typing import Any
 
 import pytest
 
-from services.hardware import AMX_FLAG, choose_dtype, this_machine
+from services.hardware import choose_dtype, this_machine
+from tests.support.compare import program
 from tests.support.deepseek_v4 import make_deepseek_v4
-from tests.support.kernel_rows import command
-from tests.support.quantised import FORMATS, make_quantised
+from tests.support.quantised import FORMATS, make_quantised, needs_amx
 
 MOST_ERROR = 0.03  # of all rows' norm; 0.002 to 0.016 is seen, most where activations are bytes
-FLAGS = this_machine().flags
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 
 def seen(folder: Path, dtype: str, twin: Path, twins_dtype: str = "float32") -> dict[str, Any]:
-    words, environment = command(folder, dtype, twin, twins_dtype)
+    words, environment = program(
+        "tests.support.kernel_rows", str(folder), dtype, str(twin), twins_dtype
+    )
     done = subprocess.run(
         words, env=environment, capture_output=True, text=True, timeout=200, check=False
     )
@@ -40,12 +41,7 @@ def check(told: dict[str, Any]) -> None:
 def test_rows_in_this_machines_type(checkpoint: Callable[[str], Path]) -> None:
     """The first thing that a process computes: AMX must have been asked for."""
     folder = checkpoint("deepseek_v3")
-    check(seen(folder, choose_dtype(FLAGS, False, "auto"), folder))
-
-
-needs_amx = pytest.mark.skipif(
-    AMX_FLAG not in FLAGS, reason=f"vLLM needs AMX (flag {AMX_FLAG}) for experts in fewer bits"
-)
+    check(seen(folder, choose_dtype(this_machine().flags, False, "auto"), folder))
 
 
 @needs_amx

@@ -132,7 +132,11 @@ def end(llm: Any) -> None:
 
 def command(folder: Path, out: Path, dtype: str) -> tuple[Sequence[str], dict[str, str]]:
     """How to run this program: words and environment."""
-    words = [sys.executable, "-m", "tests.support.compare", str(folder), str(out), dtype]
+    return program("tests.support.compare", str(folder), str(out), dtype)
+
+
+def program(module: str, *words: str) -> tuple[Sequence[str], dict[str, str]]:
+    """How to run a program that has vLLM in its own process: words and environment."""
     environment = {
         **os.environ,
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -143,7 +147,7 @@ def command(folder: Path, out: Path, dtype: str) -> tuple[Sequence[str], dict[st
         "HF_HUB_OFFLINE": "1",
         "PYTHONPATH": str(Path(__file__).parents[2]),
     }
-    return words, environment
+    return [sys.executable, "-m", module, *words], environment
 
 
 if __name__ == "__main__":

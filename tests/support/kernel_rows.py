@@ -5,9 +5,7 @@ same values in more bits. Prints JSON.
 """
 
 import json
-import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,22 +55,6 @@ def _kernel(folder: Path, dtype: str) -> Any:
     kernel = VllmKernel(shard_vllm_config(str(folder), dtype=dtype), EXPERTS)
     kernel.install(kernel.read(0, {slot: slot for slot in range(EXPERTS)}))
     return kernel
-
-
-def command(
-    folder: Path, dtype: str, twin: Path, twins_dtype: str
-) -> tuple[Sequence[str], dict[str, str]]:
-    """How to run this program: words and environment."""
-    program = [sys.executable, "-m", "tests.support.kernel_rows"]
-    words = [*program, str(folder), dtype, str(twin), twins_dtype]
-    environment = {
-        **os.environ,
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_LOGGING_LEVEL": "ERROR",
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-    }
-    return words, environment
 
 
 if __name__ == "__main__":

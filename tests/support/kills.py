@@ -109,8 +109,7 @@ def main(folder: Path, run_dir: Path) -> None:
 
 def command(folder: Path, run_dir: Path) -> tuple[Sequence[str], dict[str, str]]:
     """How to run this program: words and environment."""
-    words = [sys.executable, "-m", "tests.support.kills", str(folder), str(run_dir)]
-    return words, compare.command(folder, run_dir, "float32")[1]
+    return compare.program("tests.support.kills", str(folder), str(run_dir))
 
 
 if __name__ == "__main__":

@@ -5,16 +5,24 @@ that what a kernel computes can be compared with plain arithmetic.
 """
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from services.hardware import AMX_FLAG, this_machine
 from tests.support.checkpoints import make_checkpoint
 from tests.support.few_bits import to_awq, to_e2m1, to_e4m3, to_int8
+
+needs_amx = pytest.mark.skipif(
+    AMX_FLAG not in this_machine().flags,
+    reason=f"vLLM needs AMX (flag {AMX_FLAG}) for experts in fewer bits",
+)
 
 Stored = tuple[dict[str, Tensor], Tensor]  # by name, and the values meant
 
@@ -128,8 +136,8 @@ def make_quantised(name: str, folder: Path, *, seed: int = 0) -> tuple[Path, Pat
     """Write a checkpoint in one of `FORMATS` and its twin below `folder`; returns both."""
     form = FORMATS[name]
     stored, twin = folder / name, folder / f"{name}-twin"
-    for made in (stored, twin):
-        make_checkpoint(form.family, made, dtype="bfloat16", seed=seed, sizes=form.sizes)
+    make_checkpoint(form.family, stored, dtype="bfloat16", seed=seed, sizes=form.sizes)
+    shutil.copytree(stored, twin)
     tensors: dict[str, Tensor] = {}
     values: dict[str, Tensor] = {}
     for tensor_name, tensor in load_file(stored / "model.safetensors").items():

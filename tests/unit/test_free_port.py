@@ -4,8 +4,9 @@ import socket
 
 import pytest
 
-from deploy.free_port import LINUXS, LOOPBACK, free_port
+from deploy.free_port import LINUXS, free_port
 from router.errors import ConfigError
+from services.local_ray import LOOPBACK
 
 
 def test_it_is_none_that_linux_hands_out() -> None:
