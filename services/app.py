@@ -13,7 +13,7 @@ from ray.serve.deployment import Application
 from ray.serve.llm import LLMConfig, build_llm_deployment
 
 from services import autoscaling
-from services.attention.engine_args import cpu_engine_args
+from services.attention.engine_args import cpu_engine_args, own_operators
 from services.attention.plugin import LOAD_FORMAT
 from services.attention.server import CONFIG_KEY, AttentionServer
 from services.checkpoint import read_checkpoint
@@ -111,6 +111,7 @@ def _llm_config(config: DeploymentConfig) -> LLMConfig:
     if not on_gpu:
         engine["kv_cache_memory_bytes"] = round(attention.kv_cache_gib * 2**30)
         engine |= cpu_engine_args(read_checkpoint(model.folder).config, model.dtype)
+        engine |= own_operators()
     engine |= attention.engine_args
     return LLMConfig(
         model_loading_config={"model_id": model.served_name, "model_source": str(model.folder)},

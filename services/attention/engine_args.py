@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+PROVIDER = "expertmesh"  # of operators that vLLM knows (`norms`)
+
 
 def cpu_engine_args(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     """What vLLM 0.32 needs on a CPU to be right for this checkpoint (its config.json) and dtype.
@@ -22,3 +24,8 @@ def cpu_engine_args(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     if dtype != "bfloat16":
         arguments["attention_backend"] = "CPU_MLA"
     return arguments
+
+
+def own_operators() -> dict[str, Any]:
+    """Has an engine on a CPU use the operators of `norms`."""
+    return {"ir_op_priority": {"rms_norm": [PROVIDER], "fused_add_rms_norm": [PROVIDER]}}

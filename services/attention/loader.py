@@ -22,7 +22,7 @@ from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
 from router.errors import CheckpointError
 from services.checkpoint import is_routed_expert
-from services.lifecycle import let_others_first
+from services.lifecycle import give_back_memory, keep_memory, let_others_first
 from services.logs import log_to_stderr
 from services.vllm_hooks import RemoteMethod, close_lone_groups, moe_runners, routed_experts_as
 
@@ -45,7 +45,8 @@ class AttentionLoader(DefaultModelLoader):
         from services.attention.remote_experts import connect_layers
         from services.attention.settings import RemoteSettings
 
-        if vllm_config.device_config.device_type == "cpu":
+        on_cpu = vllm_config.device_config.device_type == "cpu"
+        if on_cpu:
             let_others_first()
         settings = RemoteSettings.parse(vllm_config.additional_config)
         log_to_stderr(settings.logs)
@@ -60,8 +61,10 @@ class AttentionLoader(DefaultModelLoader):
             raise CheckpointError(
                 f"{model_config.model} has no mixture-of-experts layer: serve it with vLLM itself"
             )
-        if vllm_config.device_config.device_type == "cpu":
+        if on_cpu:
             close_lone_groups()
+            give_back_memory()
+            keep_memory()
         connect_layers(model, settings)
         return model
 

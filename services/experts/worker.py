@@ -22,7 +22,7 @@ from router.table import ShardAddress
 from services.experts.account import WorkerStats
 from services.experts.kernel import ExpertKernel, LoadedSlots
 from services.experts.watch import ShardWatch, named
-from services.lifecycle import give_back_memory, let_others_first
+from services.lifecycle import give_back_memory, keep_memory, let_others_first
 from services.tracing import Tracing
 from services.transport.base import Delivery, RowPort, RowsAnswer, RowsRefusal, RowsRequest
 from services.transport.staging import to_device, to_host
@@ -130,6 +130,7 @@ class ShardWorker:
         torch.set_num_threads(self._threads)
         if not torch.cuda.is_available():
             let_others_first()
+            keep_memory()
         try:
             while not self._stopping.is_set():
                 while not self._tasks.empty():

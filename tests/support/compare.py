@@ -73,7 +73,7 @@ def expert_parameter_bytes(llm: Any) -> int:
 
 def main(folder: Path, out: Path, dtype: str) -> None:
     """Compare and write what was seen."""
-    from services.attention.engine_args import cpu_engine_args
+    from services.attention.engine_args import cpu_engine_args, own_operators
     from services.checkpoint import read_checkpoint
     from tests.support.pool_process import PoolProcess
 
@@ -90,7 +90,8 @@ def main(folder: Path, out: Path, dtype: str) -> None:
         end(llm)
         names = pool.layouts()
         pool.call("publish", 0)
-        llm = engine(folder, dtype, worker_cls=WORKER, **extra, **pool.call("engine_args"))
+        extra |= own_operators() | pool.call("engine_args")
+        llm = engine(folder, dtype, worker_cls=WORKER, **extra)
         result["attention_expert_bytes"] = expert_parameter_bytes(llm)
         result["shards"] = pool.call("shard_facts")
         result["rows_that_differ_by_threads"] = pool.call("rows_that_differ_by_threads")

@@ -89,11 +89,11 @@ def befall(llm: Any, pool: PoolEnd, scenario: Scenario, begin: Callable[[], None
 
 def main(folder: Path, run_dir: Path) -> None:
     """Run everything and write what was seen."""
-    from services.attention.engine_args import cpu_engine_args
+    from services.attention.engine_args import cpu_engine_args, own_operators
     from services.checkpoint import read_checkpoint
 
     end_with_parent()
-    extra = cpu_engine_args(read_checkpoint(folder).config, "float32")
+    extra = cpu_engine_args(read_checkpoint(folder).config, "float32") | own_operators()
     with pool_process(folder, run_dir) as pool:
         joined = pool.call("engine_args")
         pool.ask("start")
