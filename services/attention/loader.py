@@ -9,6 +9,7 @@ all loaded modules while it starts, fails on one of numba's objects.
 
 import logging
 from collections.abc import Generator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from vllm.model_executor.layers.quantization.base_config import QuantizationConf
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
 from router.errors import CheckpointError
+from services.attention.rotary import flat_rotary
 from services.checkpoint import is_routed_expert
 from services.lifecycle import give_back_memory, keep_memory, let_others_first
 from services.logs import log_to_stderr
@@ -50,7 +52,10 @@ class AttentionLoader(DefaultModelLoader):
             let_others_first()
         settings = RemoteSettings.parse(vllm_config.additional_config)
         log_to_stderr(settings.logs)
-        with routed_experts_as(vllm_config, _without_weights):
+        with (
+            routed_experts_as(vllm_config, _without_weights),
+            flat_rotary() if on_cpu else nullcontext(),
+        ):
             model: torch.nn.Module = super().load_model(vllm_config, model_config, prefix)
         log.info(
             "weights loaded: read_bytes=%s skipped_expert_bytes=%s",
