@@ -8,7 +8,7 @@ this was written for when something is not as expected.
 import copy
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -22,6 +22,7 @@ from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 from vllm.model_executor.layers.fused_moe.runner.shared_experts import SharedExperts
 from vllm.model_executor.model_loader.utils import get_model_architecture
+from vllm.platforms import current_platform
 from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
 
 from router.errors import EngineError
@@ -35,6 +36,11 @@ EXPECTED_METHODS = {
 EXPECTED_FIELDS = {  # what `services.attention.step_worker` reads of a step
     SchedulerOutput: {"scheduled_new_reqs", "num_scheduled_tokens", "finished_req_ids"},
     NewRequestData: {"req_id", "sampling_params"},
+}
+EXPECTED_KERNELS = {  # of a CPU's, by the first of their arguments; `norms` and `rotary` call them
+    "rms_norm": ["out", "input", "weight", "epsilon"],
+    "fused_add_rms_norm": ["input", "residual", "weight", "epsilon"],
+    "rotary_embedding": ["positions", "query", "key", "head_size", "cos_sin_cache", "is_neox"],
 }
 EXPECTED_ARGUMENTS = ("layer_name", "params_dtype", "moe_config", "quant_config")
 
@@ -57,11 +63,39 @@ def check_vllm() -> None:
         found.append("RoutedExperts.__init__ arguments")
     if not isinstance(getattr(parallel_state, "_groups", None), dict):
         found.append("parallel_state._groups")
+    if current_platform.is_cpu():
+        current_platform.import_kernels()
+        kernels = EXPECTED_KERNELS.items()
+        found += [f"_C.{name}{tuple(wanted)}" for name, wanted in kernels if not _has(name, wanted)]
     if found:
         raise EngineError(
             f"vLLM {vllm.__version__} differs from {VLLM_VERSION}, for which ExpertMesh was "
             f"written: {', '.join(found)}. Install vLLM {VLLM_VERSION}."
         )
+
+
+def _has(kernel: str, arguments: list[str]) -> bool:
+    operator = getattr(torch.ops._C, kernel, None)
+    if operator is None:
+        return False
+    names = [argument.name for argument in operator.default._schema.arguments]
+    return names[: len(arguments)] == arguments
+
+
+@contextmanager
+def built_as(kinds: Mapping[type[Any], type[Any]]) -> Iterator[None]:
+    """While open, layers of these kinds are built as those; what is registered already stays.
+
+    Uses vLLM's out-of-tree registration, and undoes it afterwards.
+    """
+    ours = {kind: own for kind, own in kinds.items() if kind.__name__ not in op_registry_oot}
+    for kind, own in ours.items():
+        kind.register_oot(own, name=kind.__name__)
+    try:
+        yield
+    finally:
+        for kind in ours:
+            op_registry_oot.pop(kind.__name__, None)
 
 
 @contextmanager
@@ -71,24 +105,16 @@ def routed_experts_as(
     """While open, the model's every kind of `RoutedExperts` is built as `make(kind)`.
 
     The model's module is imported first, so that kinds of its own (gpt-oss has one) are known.
-    Uses vLLM's out-of-tree registration, and undoes it afterwards.
     """
     check_vllm()
     get_model_architecture(vllm_config.model_config)
-    names: list[str] = []
-    kinds = [RoutedExperts]
+    kinds, found = [RoutedExperts], dict[str, type[RoutedExperts]]()
     while kinds:
         kind = kinds.pop()
         kinds += kind.__subclasses__()
-        if kind.__name__ in op_registry_oot or kind.__name__ in names:
-            continue
-        RoutedExperts.register_oot(make(kind), name=kind.__name__)
-        names.append(kind.__name__)
-    try:
+        found.setdefault(kind.__name__, kind)
+    with built_as({kind: make(kind) for kind in found.values()}):
         yield
-    finally:
-        for name in names:
-            op_registry_oot.pop(name, None)
 
 
 def moe_runners(model: torch.nn.Module) -> list[MoERunner]:

@@ -5,15 +5,15 @@ it misreads; vLLM's own way round (`engine_args`) is some thirty calls of torch 
 tenth of a decoding step. Here the parts are copied first. Uses vLLM's out-of-tree registration.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 import torch
-from vllm.model_executor.custom_op import op_registry_oot
 from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding, RotaryEmbeddingBase
 from vllm.model_executor.layers.rotary_embedding.deepseek_scaling_rope import (
     DeepseekScalingRotaryEmbedding,
 )
+
+from services.vllm_hooks import built_as
 
 LANES = 16  # numbers of half a rotated part; the kernel takes whole vectors of them
 Rotated = tuple[torch.Tensor, torch.Tensor | None]
@@ -71,15 +71,6 @@ def _rotated(
     return flat_query.view(query.shape), flat_key.view(key.shape)
 
 
-@contextmanager
-def flat_rotary() -> Iterator[None]:
+def flat_rotary() -> AbstractContextManager[None]:
     """While open, models are built with these."""
-    kinds = {RotaryEmbedding: FlatRotary, DeepseekScalingRotaryEmbedding: FlatScaledRotary}
-    ours = {kind: own for kind, own in kinds.items() if kind.__name__ not in op_registry_oot}
-    for kind, own in ours.items():
-        kind.register_oot(own)
-    try:
-        yield
-    finally:
-        for kind in ours:
-            del op_registry_oot[kind.__name__]
+    return built_as({RotaryEmbedding: FlatRotary, DeepseekScalingRotaryEmbedding: FlatScaledRotary})

@@ -7,6 +7,8 @@ import pytest
 import torch
 from vllm import ir
 
+from router.errors import EngineError
+from services import vllm_hooks
 from services.attention import norms
 from services.attention.engine_args import PROVIDER, own_operators
 
@@ -89,3 +91,11 @@ def test_sums_of_rows_that_lie_apart_are_torchs() -> None:
     for first, second in both:
         chosen = ir.ops.fused_add_rms_norm.dispatch(first, second, weight, EPSILON)
         assert chosen.provider == "native"
+
+
+def test_another_kernel_is_named_with_the_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    vllm_hooks.check_vllm()
+    for name in ("rms_norm", "no_kernel"):
+        monkeypatch.setitem(vllm_hooks.EXPECTED_KERNELS, name, ["result"])
+        with pytest.raises(EngineError, match=rf"{vllm_hooks.VLLM_VERSION}.*_C.{name}\('result',"):
+            vllm_hooks.check_vllm()
