@@ -19,9 +19,10 @@ from tests.support.quantised import FORMATS, make_quantised, needs_amx
 
 LISTED = ["deepseek_v3", "gpt_oss"]  # the others: make test-families
 LARGEST_LOGPROB_DIFFERENCE = 1e-4  # float32; about 2e-5 is seen, from another order of sums
-# In bfloat16 texts part at near ties, so the median up to there is compared: 0.06 to 0.12 is seen,
-# and 0.5 to 1 with two experts in each other's place.
-MEDIAN_LOGPROB_DIFFERENCE = 0.2
+# In bfloat16 texts part at near ties, so the median up to there is compared: 0.15 to 0.21 is seen,
+# since our normalisation rounds once and vLLM's on CPUs twice (0.07 to 0.12 without that), and 0.5
+# to 1.3 with two experts in each other's place.
+MEDIAN_LOGPROB_DIFFERENCE = 0.3
 LAYOUTS = ["one", "two", "two-shifted", "four", "four-twice"]
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
