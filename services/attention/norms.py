@@ -13,18 +13,17 @@ from vllm.platforms import current_platform
 from services.attention.engine_args import PROVIDER
 
 LANES = 8  # numbers; the kernels take whole vectors of them
-CAN_RUN = current_platform.is_cpu()
 
 
 def register() -> None:
-    """Make them known to vLLM in this process; once is enough."""
-    if PROVIDER in ir.ops.rms_norm.impls:
+    """Make them known to vLLM in this process if it computes on a CPU; once is enough."""
+    if not current_platform.is_cpu() or PROVIDER in ir.ops.rms_norm.impls:
         return
     current_platform.import_kernels()
-    ir.ops.rms_norm.register_impl(PROVIDER, supported=CAN_RUN, supports_args=_takes)(rms_norm)
-    ir.ops.fused_add_rms_norm.register_impl(
-        PROVIDER, supported=CAN_RUN, supports_args=_takes_both, inplace=True
-    )(fused_add_rms_norm)
+    ir.ops.rms_norm.register_impl(PROVIDER, supports_args=_takes)(rms_norm)
+    ir.ops.fused_add_rms_norm.register_impl(PROVIDER, supports_args=_takes_both, inplace=True)(
+        fused_add_rms_norm
+    )
 
 
 def rms_norm(
