@@ -51,15 +51,9 @@ def plan_layer(
 
     Returns None if an expert that occurs has no holder.
     """
-    n_choices = expert_ids.shape[1]
-    shards = np.empty(expert_ids.size, np.int16)
-    packed = np.empty((4, expert_ids.size), np.int32)
-    ends = np.empty((2, load.size + 1), np.int32)
-    ids = expert_ids.reshape(-1)
-    if _choose_and_group(
-        ids, n_choices, holders, counts, load, CODES[policy], shards, packed, ends
-    ):
-        return _cut(packed, ends)
+    plan = _room(expert_ids.size, load.size)
+    if _choose_and_group(expert_ids, holders, counts, load, CODES[policy], plan):
+        return _cut(plan, expert_ids.size)
     return None
 
 
@@ -85,23 +79,27 @@ def plan_pairs(
         shards_of_positions = shards_of_positions[order]
     ids = np.ascontiguousarray(expert_ids, dtype=np.int32)
     n_shards = int(shards_of_positions.max()) + 1
-    packed = np.empty((4, positions.size), dtype=np.int32)
-    ends = np.empty((2, n_shards + 1), dtype=np.int32)
-    _group(positions, shards_of_positions, ids, n_choices, packed, ends)
-    return _cut(packed, ends)
+    plan = _room(positions.size, n_shards)
+    _group(positions, shards_of_positions, ids, n_choices, plan)
+    return _cut(plan, positions.size)
 
 
-def _cut(packed: NDArray[np.int32], ends: NDArray[np.int32]) -> tuple[ShardRows, ...]:
-    tokens, rows, experts, places = packed
-    pair_ends, token_ends = ends.tolist()
-    plan = []
-    for shard in range(len(pair_ends) - 1):
-        start, stop = pair_ends[shard], pair_ends[shard + 1]
+def _room(n_pairs: int, n_shards: int) -> NDArray[np.int32]:
+    """For `_group`: one array, since each one costs as much as all that is done in it."""
+    return np.empty(4 * n_pairs + 2 * (n_shards + 1), np.int32)
+
+
+def _cut(plan: NDArray[np.int32], n_pairs: int) -> tuple[ShardRows, ...]:
+    ends = plan[4 * n_pairs :].tolist()
+    half = len(ends) // 2
+    rows = []
+    for shard in range(half - 1):
+        start, stop = ends[shard], ends[shard + 1]
         if start < stop:
-            sent = tokens[token_ends[shard] : token_ends[shard + 1]]
-            pairs = slice(start, stop)
-            plan.append(ShardRows(shard, sent, rows[pairs], experts[pairs], places[pairs]))
-    return tuple(plan)
+            sent = plan[ends[half + shard] : ends[half + shard + 1]]
+            pairs = (plan[n * n_pairs + start : n * n_pairs + stop] for n in (1, 2, 3))
+            rows.append(ShardRows(shard, sent, *pairs))
+    return tuple(rows)
 
 
 def warm_up() -> None:
@@ -117,20 +115,19 @@ def warm_up() -> None:
 
 @jit
 def _choose_and_group(
-    ids: NDArray[np.int32],
-    n_choices: int,
+    expert_ids: NDArray[np.int32],
     holders: NDArray[np.int16],
     counts: NDArray[np.int16],
     load: NDArray[np.float32],
     policy: int,
-    shards: NDArray[np.int16],
-    packed: NDArray[np.int32],
-    ends: NDArray[np.int32],
+    plan: NDArray[np.int32],
 ) -> bool:
-    """Fill `shards`, `packed` and `ends`; False if an id has no holder."""
+    """Fill `plan`; False if an id has no holder."""
+    ids = expert_ids.reshape(-1)
+    shards = np.empty(ids.size, np.int16)
     if assign(ids, holders, counts, load, policy, shards) >= 0:
         return False
-    _group(np.arange(ids.size).astype(np.int32), shards, ids, n_choices, packed, ends)
+    _group(np.arange(ids.size).astype(np.int32), shards, ids, expert_ids.shape[1], plan)
     return True
 
 
@@ -140,14 +137,16 @@ def _group(
     shards: NDArray[np.int16],
     ids: NDArray[np.int32],
     n_choices: int,
-    packed: NDArray[np.int32],
-    ends: NDArray[np.int32],
+    plan: NDArray[np.int32],
 ) -> None:
     """Counting sort by shard. Pairs stay in order, so equal tokens of a shard are neighbours.
 
-    packed: [4, P], filled with tokens, pair rows, experts, positions, shard after shard.
-    ends: [2, S + 1]; shard s owns pairs ends[0, s] to ends[0, s + 1] and tokens likewise.
+    plan: [4 * P + 2 * (S + 1)]; first packed, [4, P]: tokens, pair rows, experts, positions, shard
+    after shard; then ends, [2, S + 1]: shard s owns pairs ends[0, s] to ends[0, s + 1] and tokens
+    likewise.
     """
+    packed = plan[: 4 * positions.size].reshape(4, -1)
+    ends = plan[4 * positions.size :].reshape(2, -1)
     n_shards = ends.shape[1] - 1
     last_token = np.full(n_shards, -1, np.int32)
     ends[:] = 0

@@ -84,6 +84,11 @@ class LayerExchange:
         return self._table.version
 
     @property
+    def n_pairs(self) -> int:
+        """(token, choice) pairs of the layer."""
+        return int(self._expert_ids.size)
+
+    @property
     def is_done(self) -> bool:
         """Whether every pair has been answered."""
         return not self._pending and not self._stranded.size
@@ -92,6 +97,11 @@ class LayerExchange:
     def waiting_for(self) -> frozenset[ShardId]:
         """Shards with unanswered sends."""
         return frozenset(send.shard_id for send in self._pending.values())
+
+    @property
+    def has_stranded(self) -> bool:
+        """Whether there are `stranded_experts`."""
+        return bool(self._stranded.size)
 
     @property
     def stranded_experts(self) -> tuple[int, ...]:

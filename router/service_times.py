@@ -18,6 +18,7 @@ class ServiceTimes:
 
     def __init__(self, n_shards: int) -> None:
         self._excess_rows = np.zeros(n_shards)
+        self._load = np.zeros(n_shards, np.float32)
         self._s_per_row = 0.0
 
     def observe(self, times: NDArray[np.float64]) -> None:
@@ -25,12 +26,11 @@ class ServiceTimes:
 
         0 rows: it was not asked; what is held against it fades.
         """
-        self._s_per_row = _observe(self._excess_rows, self._s_per_row, times)
+        self._s_per_row = _observe(self._excess_rows, self._s_per_row, times, self._load)
 
     def load(self) -> NDArray[np.float32]:
-        """[S] float32 rows to count as outstanding; the least busy shard has 0."""
-        load: NDArray[np.float32] = (self._excess_rows - self._excess_rows.min()).astype(np.float32)
-        return load
+        """[S] float32 rows to count as outstanding; the least busy shard has 0. To be read only."""
+        return self._load
 
 
 def warm_up() -> None:
@@ -40,9 +40,12 @@ def warm_up() -> None:
 
 @jit
 def _observe(
-    excess_rows: NDArray[np.float64], s_per_row: float, times: NDArray[np.float64]
+    excess_rows: NDArray[np.float64],
+    s_per_row: float,
+    times: NDArray[np.float64],
+    load: NDArray[np.float32],
 ) -> float:
-    """Bring `excess_rows` [S] up to date; returns the new mean of seconds per row."""
+    """Bring `excess_rows` and `load` [S] up to date; returns the new mean of seconds per row."""
     total_s = n_rows = 0.0
     for shard in range(excess_rows.size):
         total_s += times[0, shard]
@@ -63,4 +66,5 @@ def _observe(
         if times[1, shard] > 0.0:
             excess = times[0, shard] / known - times[1, shard] - least
         excess_rows[shard] += _NEW_SHARE * (excess - excess_rows[shard])
+    load[:] = excess_rows - excess_rows.min()
     return known

@@ -15,6 +15,7 @@ from router.table import ShardId
 from services.attention.cores import busy_threads
 from services.transport.base import Answered, RowsAnswer, RowsRefusal, RowsRequest
 from services.transport.origin import Origin
+from services.transport.staging import host_empty
 
 if TYPE_CHECKING:
     from services.attention.remote_pool import RemotePool
@@ -32,19 +33,31 @@ class LayerStep:
         exchange: LayerExchange,
         layer: int,
         rows: Rows,
-        answers: Rows,
+        device: torch.device,
+        *,
+        answers: Rows | None = None,
     ) -> None:
-        """rows: [T, H] what is sent; answers: [T * K, H] where answers go."""
+        """rows: [T, H] what is sent; device: where answers are wanted in the end.
+
+        answers: [T * K, H] where they are put, if not in a new place.
+        """
         self._pool = pool
         self._exchange = exchange
         self._layer = layer
         self._rows = rows
+        self._device = device
         self._answers = answers
         self._sent_s: dict[ShardId, float] = {}
         self._retried_s = time.monotonic()
         pool.open_layers.append(self)
         self.origin: Origin | None = None  # of a layer that is followed
         self.answered: list[tuple[SendRows, RowsAnswer]] = []
+
+    def again(self, exchange: LayerExchange) -> "LayerStep":
+        """The same rows with another exchange, whose answers take the place of this one's."""
+        return LayerStep(
+            self._pool, exchange, self._layer, self._rows, self._device, answers=self._answers
+        )
 
     def send(self, sends: tuple[SendRows, ...]) -> None:
         """Send rows; what cannot be sent counts as lost at once."""
@@ -73,8 +86,8 @@ class LayerStep:
             except PeerLost as error:
                 self._lost(send.shard_id, str(error))
 
-    def finish(self, *, is_patient: bool = True) -> None:
-        """Return when every pair is answered. Raises RoutingError if experts stay away.
+    def finish(self, *, is_patient: bool = True) -> Rows:
+        """Returns [T * K, H] when every pair is answered. Raises RoutingError if experts stay away.
 
         is_patient: False returns without those that no live shard answers.
         """
@@ -82,10 +95,11 @@ class LayerStep:
             self._finish(is_patient)
         finally:
             self._pool.open_layers.remove(self)
+        return self._room() if self._answers is None else self._answers  # None: no pair
 
     def _finish(self, is_patient: bool) -> None:
         while not self._exchange.is_done:
-            if self._exchange.stranded_experts:
+            if self._exchange.has_stranded:
                 if is_patient:
                     self._seek_stranded()
                 elif not self._exchange.waiting_for:
@@ -97,7 +111,8 @@ class LayerStep:
                     self._wrong(event.shard_id, event.reason)
                 else:
                     self._lost(event.shard_id, event.reason)
-            self._check_deadlines()
+            if not self._exchange.is_done:
+                self._check_deadlines()
 
     def _sender_of(self, event: Answered) -> "LayerStep":
         """Which of the two halves of a step sent what is answered; this one if neither did."""
@@ -115,7 +130,7 @@ class LayerStep:
             self._sent_s[shard_id] = min(time.monotonic(), self._sent_s[shard_id] + seconds)
 
     def _patience_s(self) -> float:
-        if self._exchange.stranded_experts:
+        if self._exchange.has_stranded:
             return STRANDED_POLL_S
         waiting = [self._sent_s[s] for s in self._exchange.waiting_for]
         deadline_s = min(waiting, default=0.0) + self._pool.settings.reply_timeout_s
@@ -133,18 +148,29 @@ class LayerStep:
             self._pool.traffic.late_answers += 1
             return
         positions = send.rows.pair_positions
-        wanted = (positions.size, self._answers.shape[1])
-        if answer.rows.shape != wanted or answer.rows.dtype != self._answers.dtype:
+        wanted = (positions.size, self._rows.shape[1])
+        if answer.rows.shape != wanted or answer.rows.dtype != self._rows.dtype:
             got = f"{list(answer.rows.shape)} {answer.rows.dtype}"
-            self._wrong(shard_id, f"answered {got} to {list(wanted)} {self._answers.dtype}")
+            self._wrong(shard_id, f"answered {got} to {list(wanted)} {self._rows.dtype}")
             return
         self._exchange.on_answer(answer.number)
-        self._answers[positions] = answer.rows
+        self._keep(positions, answer.rows)
         self.answered.append((send, answer))
         traffic = self._pool.traffic
         traffic.rows_returned += positions.size
         traffic.bytes_returned += answer.rows.nbytes
         traffic.row_s += positions.size * (time.monotonic() - self._sent_s[shard_id])
+
+    def _keep(self, positions: NDArray[np.int32], rows: Rows) -> None:
+        if self._answers is None:
+            if positions.size == self._exchange.n_pairs and rows.flags.writeable:
+                self._answers = rows  # all of them, in their order
+                return
+            self._answers = self._room()
+        self._answers[positions] = rows
+
+    def _room(self) -> Rows:
+        return host_empty(self._exchange.n_pairs, self._rows, self._device)
 
     def times(self, n_shards: int) -> NDArray[np.float64]:
         """[2, S]: seconds that each shard queued and computed, rows that it answered."""

@@ -32,7 +32,7 @@ from services.attention.traffic import Traffic
 from services.attention.turns import Turns
 from services.transport.base import ShardLink
 from services.transport.sockets import SocketLink
-from services.transport.staging import host_empty, to_host
+from services.transport.staging import to_host
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +59,7 @@ class RemotePool:
         self.steps = Steps.of(settings)
         self.turns = Turns()
         self.open_layers: list[LayerStep] = []  # one, or one of each half of a step
+        self._untold: list[tuple[ReplicaTable, LayerStep, tuple[float, ...]]] = []
         self._report = WorkerReport()
         self._last_layer = 0
         self._in_step = False
@@ -136,37 +137,45 @@ class RemotePool:
         table = self._table
         assert table is not None
         began_s = time.perf_counter()
-        ids = topk_ids.to(device="cpu", dtype=torch.int32).contiguous().numpy()
+        ids = to_host(topk_ids.to(dtype=torch.int32))
         rows = to_host(x)
-        answers = host_empty(ids.size, rows, x.device)
         exchange = self._exchange(layer, ids)
-        step = LayerStep(self, exchange, layer, rows, answers)
+        step = LayerStep(self, exchange, layer, rows, x.device)
         followed = self.steps.follow(layer, step) if self.steps.is_followed else None
         sends = exchange.begin()
         chosen_s = time.perf_counter()
         step.send(sends)
         sent_s = time.perf_counter()
+        self._note_times()
         self.traffic.count(layer, ids, table.counts.shape)
+        total = combine.Sum(x, topk_weights)
         meanwhile()
         waiting_s = time.perf_counter()
         if left_s := self.turns.pass_on():
             step.was_left_for(left_s)
-        step.finish()
+        answers = step.finish()
         answered_s = time.perf_counter() - left_s
-        if self._table is table:  # else the answers are of shards that it numbers otherwise
-            self._service_times.observe(step.times(len(table.shards)))
-        out, is_finite = combine.combine_like(answers, topk_weights)
-        if not is_finite and self._recheck(step, layer, ids, rows, answers):
-            out, _ = combine.combine_like(answers, topk_weights)
-        if layer == self._last_layer and self.turns.ends:
-            self.note_stranded("")
-            self._in_step = False
+        out, is_finite = total.of(answers)
+        if not is_finite and self._recheck(step, layer, ids, answers):
+            out, _ = total.of(answers)
         ended_s = time.perf_counter() - left_s
         marks = (began_s, chosen_s, sent_s, waiting_s, answered_s, ended_s)
-        self.traffic.seconds.observe(self.times.add(marks, step.slowest()))
+        self._untold.append((table, step, marks))
         if followed is not None:
             followed.ended(marks, step.answered)
+        if layer == self._last_layer and self.turns.ends:
+            self._note_times()
+            self.note_stranded("")
+            self._in_step = False
         return out
+
+    def _note_times(self) -> None:
+        """Of layers that have ended; called while rows are away, when that costs no time."""
+        for table, step, marks in self._untold:
+            if self._table is table:  # else the answers are of shards that it numbers otherwise
+                self._service_times.observe(step.times(len(table.shards)))
+            self.traffic.seconds.observe(self.times.add(marks, step.slowest()))
+        self._untold.clear()
 
     def shards_here(self) -> list[ShardId]:
         """Those on this replica's host."""
@@ -186,17 +195,10 @@ class RemotePool:
             load=self._service_times.load(),
         )
 
-    def _recheck(
-        self,
-        step: LayerStep,
-        layer: int,
-        ids: NDArray[np.int32],
-        rows: Rows,
-        answers: Rows,
-    ) -> bool:
+    def _recheck(self, step: LayerStep, layer: int, ids: NDArray[np.int32], answers: Rows) -> bool:
         def ask(positions: NDArray[np.int32], others_than: frozenset[ShardId]) -> None:
             exchange = self._exchange(layer, ids, without=others_than)
-            again = LayerStep(self, exchange, layer, rows, answers)
+            again = step.again(exchange)
             again.send(exchange.begin(positions[exchange.can_place(positions)]))
             again.finish(is_patient=False)
 

@@ -23,7 +23,7 @@ def host_empty(n_rows: int, like: Rows, device: torch.device) -> Rows:
 
 def to_host(x: torch.Tensor) -> Rows:
     """x [N, H] on the host."""
-    if x.device.type == "cpu":
+    if x.is_cpu:
         return as_array(x.contiguous())
     host = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
     host.copy_(x, non_blocking=True)

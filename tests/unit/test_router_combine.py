@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from router import combine as combine_module
-from router.combine import combine, combine_like
+from router.combine import Sum, combine
 from router.rows import as_array
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -26,6 +26,12 @@ def some_rows(
     generator = torch.Generator().manual_seed(3)
     rows = torch.randn(n_tokens * n_choices, hidden, generator=generator).to(dtype)
     return rows, torch.rand(n_tokens, n_choices, generator=generator)
+
+
+def summed(rows: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, bool]:
+    """As a layer has it: the sum is made before the rows are there."""
+    like = torch.empty(weights.shape[0], rows.shape[1], dtype=rows.dtype)
+    return Sum(like, weights).of(as_array(rows))
 
 
 def added_one_by_one(rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -100,7 +106,7 @@ def test_arguments_are_left_alone() -> None:
 def test_rounded_at_once_it_has_the_same_bits(dtype: torch.dtype, scale: float) -> None:
     rows, weights = some_rows(64, 8, 511, torch.float32)
     rows = (rows * scale).to(dtype)
-    rounded, is_finite = combine_like(as_array(rows), weights)
+    rounded, is_finite = summed(rows, weights)
     total = combine(rows, weights)
     assert torch.equal(rounded, total.to(dtype)) or not is_finite
     assert is_finite == bool(total.isfinite().all())
@@ -109,7 +115,7 @@ def test_rounded_at_once_it_has_the_same_bits(dtype: torch.dtype, scale: float) 
 def test_halves_are_rounded_to_even() -> None:
     bits = torch.arange(0x3F80_0000, 0x3F80_0000 + (1 << 18), 1 << 14, dtype=torch.int32)
     weights = bits.view(torch.float32)[:, None]  # between two bfloat16: a quarter, a half, three
-    rounded, _ = combine_like(as_array(torch.ones(len(bits), 1, dtype=torch.bfloat16)), weights)
+    rounded, _ = summed(torch.ones(len(bits), 1, dtype=torch.bfloat16), weights)
     assert torch.equal(rounded, weights.to(torch.bfloat16))
 
 
@@ -117,8 +123,8 @@ def test_halves_are_rounded_to_even() -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_one_strange_number_is_noticed(dtype: torch.dtype, value: float) -> None:
     rows, weights = some_rows(3, 2, 40, dtype)
-    assert combine_like(as_array(rows), weights)[1] is True
+    assert summed(rows, weights)[1] is True
     rows[3, 7] = value
-    rounded, is_finite = combine_like(as_array(rows), weights)
+    rounded, is_finite = summed(rows, weights)
     assert is_finite is False
     assert int((~rounded.isfinite()).sum()) == 1
