@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from router.errors import ShardError
 from router.jit import jit
+from router.rows import Rows
 from router.table import ShardAddress
 from services.experts.account import WorkerStats
 from services.experts.kernel import ExpertKernel, LoadedSlots
@@ -25,14 +27,13 @@ from services.experts.watch import ShardWatch, named
 from services.lifecycle import give_back_memory, keep_memory, let_others_first
 from services.tracing import Tracing
 from services.transport.base import Delivery, RowPort, RowsAnswer, RowsRefusal, RowsRequest
-from services.transport.staging import to_device, to_host
+from services.transport.staging import PairRoom, to_host
 
 log = logging.getLogger(__name__)
 
 IDLE_WAIT_S = 10.0  # what there is to do wakes the thread
-
-
-Accepted = tuple[Delivery, NDArray[np.int32]]  # and the slots of its pairs
+MOST_KEPT = 256  # pairs of a batch whose room is kept, as decoding repeats few sizes
+ROOMS_KEPT = 32
 
 
 class ShardWorker:
@@ -48,6 +49,7 @@ class ShardWorker:
         self._watch = ShardWatch(tracing or Tracing(), port.address.shard_id)
         self._held = np.full((kernel.n_layers, kernel.n_slots), -1, np.int32)
         self._slot_of = np.full((kernel.n_layers, kernel.n_experts), -1, np.int32)
+        self._kept_room = lru_cache(ROOMS_KEPT)(PairRoom)
         self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._stopping = threading.Event()
         for writeable in (True, False):  # compiles it for both kinds of memory
@@ -143,30 +145,34 @@ class ShardWorker:
             self._port.close()  # whoever waits for rows learns it at once
 
     def _serve(self, deliveries: list[Delivery]) -> None:
-        by_layer: dict[int, list[Accepted]] = {}
+        alike: dict[tuple[int, str, int], list[Delivery]] = {}
         for delivery in deliveries:
-            slots = self._accept(delivery)
-            if slots is not None:
-                by_layer.setdefault(delivery.request.layer, []).append((delivery, slots))
-        for layer, waiting in by_layer.items():
-            self._serve_layer(layer, waiting)
+            layer, rows = delivery.request.layer, delivery.request.rows
+            alike.setdefault((layer, rows.dtype.char, rows.shape[1]), []).append(delivery)
+        for (layer, *_), waiting in alike.items():
+            self._serve_batch(layer, waiting)
 
-    def _accept(self, delivery: Delivery) -> NDArray[np.int32] | None:
-        """[P] the slot of each pair's expert; None: not all are here, and it was refused."""
+    def _room(self, n_pairs: int, like: Rows) -> PairRoom:
+        make = self._kept_room if n_pairs <= MOST_KEPT else PairRoom
+        return make(n_pairs, like.shape[1], like.dtype, self._kernel.device)
+
+    def _take(self, delivery: Delivery, room: PairRoom, start: int) -> bool:
+        """Put rows and slots of its pairs there; False if an expert is not here: it was refused."""
         request = delivery.request
-        slots = np.empty(request.pair_experts.size, np.int32)
+        place = slice(start, start + request.pair_rows.size)
         if request.layer < self._slot_of.shape[0] and find_slots(
             self._slot_of[request.layer],
             request.pair_experts,
             request.pair_rows,
             request.rows.shape[0],
-            slots,
+            room.slots[place],
         ):
-            return slots
+            request.rows.take(request.pair_rows, axis=0, out=room.rows[place], mode="clip")
+            return True
         problem = self._problem(request)
         self._port.answer(delivery, RowsRefusal(request.number, problem))
         self._watch.refused(delivery, problem)
-        return None
+        return False
 
     def _problem(self, request: RowsRequest) -> str:
         n_layers, n_experts = self._slot_of.shape
@@ -187,36 +193,36 @@ class ShardWorker:
             torch.set_num_threads(threads)
             self._threads_now = threads
 
-    def _serve_layer(self, layer: int, waiting: list[Accepted]) -> None:
+    def _serve_batch(self, layer: int, asked: list[Delivery]) -> None:
         started_s = time.monotonic()
-        self._use_threads(max(delivery.request.busy_threads for delivery, _ in waiting))
-        gathered = [
-            delivery.request.rows.take(delivery.request.pair_rows, axis=0)
-            for delivery, _ in waiting
-        ]
-        rows = gathered[0] if len(gathered) == 1 else np.concatenate(gathered)
-        slots = waiting[0][1] if len(waiting) == 1 else np.concatenate([s for _, s in waiting])
+        room = self._room(sum(d.request.pair_rows.size for d in asked), asked[0].request.rows)
+        waiting, n_pairs = [], 0
+        for delivery in asked:
+            if self._take(delivery, room, n_pairs):
+                waiting.append(delivery)
+                n_pairs += delivery.request.pair_rows.size
+        if not waiting:
+            return
+        self._use_threads(max(delivery.request.busy_threads for delivery in waiting))
         try:
-            device = self._kernel.device
-            places = to_device(slots, device)
-            rows = to_host(self._kernel.run(layer, to_device(rows, device), places))
+            rows = to_host(self._kernel.run(layer, *room.on_device(n_pairs)))
         except RuntimeError as error:
-            requests = [delivery.request for delivery, _ in waiting]
+            requests = [delivery.request for delivery in waiting]
             log.exception(
                 "batch failed: request_ids=%s numbers=%s layer=%s rows=%s",
                 ",".join(map(named, requests)),
                 ",".join(str(request.number) for request in requests),
                 layer,
-                len(slots),
+                n_pairs,
             )
-            for delivery, _ in waiting:
+            for delivery in waiting:
                 self._port.answer(delivery, RowsRefusal(delivery.request.number, str(error)))
                 self._watch.refused(delivery, str(error))
             return
         computed_s = time.monotonic() - started_s
         start = 0
-        for delivery, its_slots in waiting:
-            count = its_slots.size
+        for delivery in waiting:
+            count = delivery.request.pair_rows.size
             answer = RowsAnswer(
                 delivery.request.number,
                 rows[start : start + count],
@@ -225,11 +231,11 @@ class ShardWorker:
             )
             self._port.answer(delivery, answer)
             start += count
-        for delivery, _ in waiting:
+        for delivery in waiting:
             self._watch.served(
                 delivery, started_s=started_s, computed_s=computed_s, batch_rows=start
             )
-        queued_s = sum(started_s - delivery.arrived_s for delivery, _ in waiting)
+        queued_s = sum(started_s - delivery.arrived_s for delivery in waiting)
         self._count(rows=start, batches=1, computed_s=computed_s, queued_s=queued_s)
         self.layer_rows[layer] += start
 

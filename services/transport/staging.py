@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from router.rows import Rows, as_array, as_tensor
 
@@ -21,6 +20,30 @@ def host_empty(n_rows: int, like: Rows, device: torch.device) -> Rows:
     return as_array(torch.empty(n_rows, like.shape[1], dtype=dtype, pin_memory=True))
 
 
+class PairRoom:
+    """Rows and slots of pairs, as arrays to be filled and as tensors: on a CPU the same memory.
+
+    To be used again only when what was computed of them is on the host.
+    """
+
+    def __init__(
+        self, n_pairs: int, hidden: int, dtype: "np.dtype[Any]", device: torch.device
+    ) -> None:
+        """dtype: of the rows, see `router.rows`; device: where they are wanted."""
+        self._device = device
+        like = np.empty((0, hidden), dtype)
+        self.rows = host_empty(n_pairs, like, device)  # [P, H]
+        self.slots = host_empty(n_pairs, np.empty((0, 1), np.int32), device).reshape(-1)  # [P]
+        self._tensors = as_tensor(self.rows), as_tensor(self.slots)
+
+    def on_device(self, n_pairs: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The first so many, where they are computed: rows [n, H] and slots [n] int32."""
+        rows, slots = self._tensors
+        if n_pairs < rows.shape[0]:
+            rows, slots = rows[:n_pairs], slots[:n_pairs]
+        return to_device(rows, self._device), to_device(slots, self._device)
+
+
 def to_host(x: torch.Tensor) -> Rows:
     """x [N, H] on the host."""
     if x.is_cpu:
@@ -31,7 +54,6 @@ def to_host(x: torch.Tensor) -> Rows:
     return as_array(host)
 
 
-def to_device(array: NDArray[Any], device: torch.device) -> torch.Tensor:
-    """The array where `device` computes."""
-    tensor = as_tensor(array)
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor on the host where `device` computes."""
     return tensor if device.type == "cpu" else tensor.to(device, non_blocking=True)

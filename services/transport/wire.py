@@ -9,10 +9,9 @@ Every part is checked against the header before anything is computed with it.
 
 import struct
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from router.errors import WireFormatError
 from router.rows import Rows
@@ -28,99 +27,113 @@ DTYPES: Final = tuple(map(np.dtype, (np.float32, np.uint16, np.float16)))  # see
 MAX_BYTES: Final = 1 << 30
 
 Buffer = bytes | bytearray | memoryview
+Message = RowsRequest | RowsAnswer | RowsRefusal
 
 
-def encode(message: RowsRequest | RowsAnswer | RowsRefusal) -> list[Buffer]:
-    """The parts of one multipart message; arrays are viewed, not copied."""
+class Head(NamedTuple):
+    """What the first part says. sizes: bytes of each part behind it, `size` together."""
+
+    kind: int
+    dtype: "np.dtype[Any]"
+    layer: int
+    number: int
+    tokens: int
+    pairs: int
+    hidden: int
+    waited_us: int
+    computed_us: int
+    marks: bytes
+    sizes: tuple[int, ...]
+    size: int
+
+
+def encode(message: Message) -> list[Buffer]:
+    """The parts of one multipart message; arrays are not copied."""
     if isinstance(message, RowsRefusal):
         reason = message.reason.encode()
         head = HEAD.pack(MAGIC, REFUSAL, 0, 0, message.number, len(reason), 0, 0, 0, 0, NOBODY)
         return [head, reason]
-    rows = message.rows
+    rows = np.ascontiguousarray(message.rows)
     dtype, hidden = DTYPES.index(rows.dtype), rows.shape[1]
     if isinstance(message, RowsAnswer):
         counts = (0, rows.shape[0], hidden, message.waited_us, message.computed_us)
-        head = HEAD.pack(MAGIC, ANSWER, dtype, 0, message.number, *counts, NOBODY)
-        return [head, _view(rows)]
+        return [HEAD.pack(MAGIC, ANSWER, dtype, 0, message.number, *counts, NOBODY), rows.data]
     n_pairs = message.pair_rows.shape[0]
     counts = (rows.shape[0], n_pairs, hidden, message.busy_threads, 0)
     marks = NOBODY if message.origin is None else message.origin.marks()
     head = HEAD.pack(MAGIC, REQUEST, dtype, message.layer, message.number, *counts, marks)
-    parts = [head, _view(rows), message.pair_rows.data, message.pair_experts.data]
+    parts: list[Buffer] = [head, rows.data, message.pair_rows.data, message.pair_experts.data]
     if message.origin is not None and (ids := message.origin.part()):
         parts.append(ids)
     return parts
 
 
-def part_sizes(head: Buffer) -> tuple[int, ...]:
-    """Bytes of each part that follows this head in a stream. Raises WireFormatError."""
-    magic, kind, dtype, _, number, tokens, pairs, hidden, _, _, marks = HEAD.unpack(head)
-    if magic != MAGIC or dtype >= len(DTYPES):
-        raise WireFormatError(f"message begins with {magic!r}, dtype code {dtype}")
+def n_bytes(parts: Sequence[Buffer]) -> int:
+    """Of all of them."""
+    return sum([memoryview(part).nbytes for part in parts])
+
+
+def read_head(part: Buffer) -> Head:
+    """The beginning of `part`. Raises WireFormatError."""
+    magic, kind, dtype, layer, number, tokens, pairs, hidden, waited, computed, marks = (
+        HEAD.unpack_from(part)
+    )
+    if magic != MAGIC:
+        raise WireFormatError(f"message begins with {magic!r}, expected {MAGIC!r}")
+    if dtype >= len(DTYPES):
+        raise WireFormatError(f"message {number} has dtype code {dtype}, known: {len(DTYPES)}")
     row = hidden * DTYPES[dtype].itemsize
     sizes: tuple[int, ...] = ()
     if kind == REQUEST:
         sizes = (tokens * row, 4 * pairs, 4 * pairs)
-        if size := ids_size(marks, number):
-            sizes += (size,)
+        if named := ids_size(marks, number):
+            sizes += (named,)
     elif kind == ANSWER:
         sizes = (pairs * row,)
     elif kind == REFUSAL:
         sizes = (tokens,)
-    if not sizes or sum(sizes) > MAX_BYTES:
+    size = sum(sizes)
+    if not sizes or size > MAX_BYTES:
         raise WireFormatError(
-            f"message {number} of kind {kind} has {sum(sizes)} bytes, the limit is {MAX_BYTES}"
+            f"message {number} of kind {kind} has {size} bytes, the limit is {MAX_BYTES}"
         )
-    return sizes
+    counts = (tokens, pairs, hidden, waited, computed)
+    return Head(kind, DTYPES[dtype], layer, number, *counts, marks, sizes, size)
 
 
-def decode(parts: Sequence[Buffer]) -> RowsRequest | RowsAnswer | RowsRefusal:
+def decode(parts: Sequence[Buffer]) -> Message:
     """The message in `parts`; its arrays share their memory. Raises WireFormatError."""
-    if not parts or len(parts[0]) != HEAD.size:
-        got = len(parts[0]) if parts else 0
+    got = n_bytes(parts[:1])
+    if got != HEAD.size:
         raise WireFormatError(f"message header of {got} bytes, expected {HEAD.size}")
-    magic, kind, dtype, layer, number, tokens, pairs, hidden, waited, computed, marks = HEAD.unpack(
-        parts[0]
-    )
-    if magic != MAGIC:
-        raise WireFormatError(f"message begins with {magic!r}, expected {MAGIC!r}")
-    if kind == REFUSAL and len(parts) == 2:
-        return RowsRefusal(number, bytes(parts[1]).decode(errors="replace"))
-    if dtype >= len(DTYPES):
-        raise WireFormatError(f"message {number} has dtype code {dtype}, known: {len(DTYPES)}")
-    if kind == ANSWER and len(parts) == 2:
-        rows = _rows(parts[1], DTYPES[dtype], (pairs, hidden), number)
-        return RowsAnswer(number, rows, waited, computed)
-    if kind == REQUEST and len(parts) == 4 + bool(size := ids_size(marks, number)):
-        rows = _rows(parts[1], DTYPES[dtype], (tokens, hidden), number)
-        named = bytes(parts[4]) if size else b""
-        if len(named) != size:
+    head, behind = read_head(parts[0]), parts[1:]
+    if len(behind) != len(head.sizes):
+        raise WireFormatError(
+            f"message {head.number} of kind {head.kind} has {len(parts)} parts, expected "
+            f"{1 + len(head.sizes)}"
+        )
+    for part, size in zip(behind, head.sizes, strict=True):
+        if (got := n_bytes([part])) != size:
             raise WireFormatError(
-                f"message {number}: a part has {len(named)} bytes, its header says {size}"
+                f"message {head.number}: a part has {got} bytes, its header says {size}"
             )
-        places, experts = _ids(parts[2], pairs, number), _ids(parts[3], pairs, number)
-        origin = read_origin(marks, named)
-        return RowsRequest(number, layer, rows, places, experts, origin, busy_threads=waited)
-    raise WireFormatError(f"message {number} of kind {kind} has {len(parts)} parts")
+    return message_of(head, behind)
 
 
-def _view(rows: Rows) -> Buffer:
-    return np.ascontiguousarray(rows).view(np.uint8).data.cast("B") if rows.size else b""
-
-
-def _ids(part: Buffer, count: int, number: int) -> NDArray[np.int32]:
-    if len(part) != 4 * count:
-        raise WireFormatError(
-            f"message {number}: a part has {len(part)} bytes, its header says {4 * count}"
+def message_of(head: Head, behind: Sequence[Buffer]) -> Message:
+    """behind: the parts after the head, as long as it says."""
+    if head.kind == ANSWER:
+        rows = _rows(behind[0], head, head.pairs)
+        return RowsAnswer(head.number, rows, head.waited_us, head.computed_us)
+    if head.kind == REQUEST:
+        rows = _rows(behind[0], head, head.tokens)
+        places, experts = (np.frombuffer(part, np.int32) for part in behind[1:3])
+        origin = read_origin(head.marks, bytes(behind[3]) if len(behind) > 3 else b"")
+        return RowsRequest(
+            head.number, head.layer, rows, places, experts, origin, busy_threads=head.waited_us
         )
-    return np.frombuffer(part, np.int32)
+    return RowsRefusal(head.number, bytes(behind[0]).decode(errors="replace"))
 
 
-def _rows(part: Buffer, dtype: "np.dtype[Any]", shape: tuple[int, int], number: int) -> Rows:
-    wanted = dtype.itemsize * shape[0] * shape[1]
-    if len(part) != wanted:
-        raise WireFormatError(
-            f"message {number}: a part has {len(part)} bytes, its header says {wanted} "
-            f"({list(shape)} {dtype})"
-        )
-    return np.frombuffer(part, dtype).reshape(shape) if wanted else np.empty(shape, dtype)
+def _rows(part: Buffer, head: Head, count: int) -> Rows:
+    return np.frombuffer(part, head.dtype).reshape(count, head.hidden)

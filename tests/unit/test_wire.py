@@ -7,7 +7,7 @@ from router.errors import WireFormatError
 from router.rows import Rows
 from services.transport.base import RowsAnswer, RowsRefusal, RowsRequest
 from services.transport.origin import MARKS, MAX_IDS, NOBODY, Origin
-from services.transport.wire import HEAD, MAGIC, REQUEST, decode, encode, part_sizes
+from services.transport.wire import HEAD, MAGIC, REQUEST, decode, encode, read_head
 
 IDS = ("0123456789abcdef" * 2, "f" * 32)
 SPAN = {"trace_id": 0xABC << 100, "span_id": 1}
@@ -110,7 +110,7 @@ def test_whose_rows_they_are_comes_back_as_it_was(origin: Origin | None) -> None
     assert isinstance(got, RowsRequest)
     assert got.origin == origin
     assert len(parts) == (5 if origin and origin.request_ids else 4)
-    assert part_sizes(parts[0]) == tuple(map(len, parts[1:]))
+    assert read_head(parts[0]).sizes == tuple(map(len, parts[1:]))
 
 
 def test_a_request_of_nobody_costs_no_byte() -> None:
@@ -138,7 +138,7 @@ def test_a_head_that_contradicts_itself_is_refused(
     with pytest.raises(WireFormatError, match=why):
         decode(parts)
     with pytest.raises(WireFormatError, match=why):
-        part_sizes(parts[0])
+        read_head(parts[0])
 
 
 def test_request_ids_must_be_as_many_as_the_head_says() -> None:
