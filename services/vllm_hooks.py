@@ -17,7 +17,11 @@ import vllm
 from vllm.config import VllmConfig
 from vllm.distributed import parallel_state
 from vllm.model_executor.custom_op import op_registry_oot
+from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
 from vllm.model_executor.layers.fused_moe.fused_moe_method_base import FusedMoEMethodBase
+from vllm.model_executor.layers.fused_moe.prepare_finalize.no_dp_ep import (
+    MoEPrepareAndFinalizeNoDPEPModular,
+)
 from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 from vllm.model_executor.layers.fused_moe.runner.shared_experts import SharedExperts
@@ -29,9 +33,13 @@ from router.errors import EngineError
 
 VLLM_VERSION = "0.32.0"
 EXPECTED_METHODS = {
-    "_get_quant_method": ["self", "prefix", "quant_config", "moe_config"],
-    "_ensure_moe_quant_config_init": ["self"],
-    "get_expert_weights": ["self"],
+    (RoutedExperts, "_get_quant_method"): "prefix quant_config moe_config",
+    (RoutedExperts, "_ensure_moe_quant_config_init"): "",
+    (RoutedExperts, "get_expert_weights"): "",
+    (CPUUnquantizedExperts, "apply"): (
+        "output hidden_states w1 w2 topk_weights topk_ids activation global_num_experts expert_map "
+        "a1q_scale a2_scale workspace13 workspace2 expert_tokens_meta apply_router_weight_on_input"
+    ),
 }
 EXPECTED_FIELDS = {  # what `services.attention.step_worker` reads of a step
     SchedulerOutput: {"scheduled_new_reqs", "num_scheduled_tokens", "finished_req_ids"},
@@ -48,13 +56,13 @@ EXPECTED_ARGUMENTS = ("layer_name", "params_dtype", "moe_config", "quant_config"
 def check_vllm() -> None:
     """Raise EngineError naming both versions if vLLM's insides are not those we know."""
     found: list[str] = []
-    for name, wanted in EXPECTED_METHODS.items():
-        method = getattr(RoutedExperts, name, None)
-        if method is None or list(inspect.signature(method).parameters) != wanted:
-            found.append(f"RoutedExperts.{name}{tuple(wanted)}")
-    for kind, fields in EXPECTED_FIELDS.items():
-        known = {field.name for field in dataclasses.fields(kind)}
-        found += [f"{kind.__name__}.{name}" for name in sorted(fields - known)]
+    for (kind, name), wanted in EXPECTED_METHODS.items():
+        method = getattr(kind, name, None)
+        if method is None or list(inspect.signature(method).parameters)[1:] != wanted.split():
+            found.append(f"{kind.__name__}.{name}({wanted})")
+    for data, fields in EXPECTED_FIELDS.items():
+        known = {field.name for field in dataclasses.fields(data)}
+        found += [f"{data.__name__}.{name}" for name in sorted(fields - known)]
     arguments = list(inspect.signature(RoutedExperts.__init__).parameters)[1:5]
     if (
         tuple(arguments) != EXPECTED_ARGUMENTS
@@ -190,3 +198,57 @@ def slot_experts(
     manager._expert_map = None
     args[2], kwargs["expert_map_manager"] = moe_config, manager
     return type(layer)(*args, **kwargs)
+
+
+Compute = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""Rows [P, H], weights [P, 1] float32 and slots [P, 1] int32 to rows [P, H]."""
+
+
+def computing(experts: RoutedExperts) -> Compute:
+    """How loaded experts are called.
+
+    vLLM's layers around them prepare, allocate and finalise for all devices and formats. For
+    unquantised experts on a CPU nothing of that is needed, and they are called directly.
+    """
+    experts_alone = _alone(experts)
+    if experts_alone is None:
+        return lambda rows, weights, slots: experts.quant_method.apply(
+            layer=experts,
+            x=rows,
+            topk_weights=weights,
+            topk_ids=slots,
+            shared_experts=None,
+            shared_experts_input=None,
+        )
+    nothing = torch.empty(0)
+    same = {
+        "w1": experts.w13_weight,
+        "w2": experts.w2_weight,
+        "activation": experts.activation,
+        "global_num_experts": experts.global_num_experts,
+        "expert_map": experts.expert_map,
+        "a1q_scale": None,
+        "a2_scale": None,
+        "workspace13": nothing,
+        "workspace2": nothing,
+        "expert_tokens_meta": None,
+        "apply_router_weight_on_input": experts.apply_router_weight_on_input,
+    }
+
+    def compute(rows: torch.Tensor, weights: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+        out = torch.empty_like(rows)
+        experts_alone.apply(
+            output=out, hidden_states=rows, topk_weights=weights, topk_ids=slots, **same
+        )
+        return out
+
+    return compute
+
+
+def _alone(experts: RoutedExperts) -> CPUUnquantizedExperts | None:
+    kernel = experts.quant_method.moe_kernel
+    if kernel is None or type(kernel.prepare_finalize) is not MoEPrepareAndFinalizeNoDPEPModular:
+        return None
+    alone = kernel.fused_experts
+    is_plain = isinstance(alone, CPUUnquantizedExperts) and alone.expects_unquantized_inputs
+    return alone if is_plain else None

@@ -27,7 +27,14 @@ from services.checkpoint import layer_of, n_experts, read_checkpoint
 from services.experts.kernel import LoadedSlots
 from services.experts.lone_rows import filled_up, rows_stand_alone
 from services.experts.weights import ExpertTensors
-from services.vllm_hooks import close_lone_groups, moe_runners, routed_experts_as, slot_experts
+from services.vllm_hooks import (
+    Compute,
+    close_lone_groups,
+    computing,
+    moe_runners,
+    routed_experts_as,
+    slot_experts,
+)
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +59,7 @@ class VllmKernel:
         close_lone_groups()
         self._runners = moe_runners(self._model)
         self._filled: dict[int, RoutedExperts] = {}
+        self._compute: dict[int, Compute] = {}
         self._weight_bytes = 0
         self._fills_up = False
 
@@ -109,6 +117,7 @@ class VllmKernel:
         resident = self._filled.get(loaded.layer)
         if resident is None:
             self._filled[loaded.layer] = loaded.weights
+            self._compute[loaded.layer] = computing(loaded.weights)
             self._weight_bytes += sum(w.nbytes for w in loaded.weights.get_expert_weights())
             if len(self._filled) == 1:
                 self._try_rows(loaded.layer, list(loaded.experts)[:MOST_TRIED])
@@ -175,20 +184,13 @@ class VllmKernel:
         count = rows.shape[0]
         if self._fills_up:
             rows, slots = filled_up(rows, slots)
-        experts = self._filled[layer]
-        padding = experts.hidden_size - rows.shape[1]
+        padding = self._filled[layer].hidden_size - rows.shape[1]
         padded = torch.nn.functional.pad(rows, (0, padding)) if padding else rows
-        out = experts.quant_method.apply(
-            layer=experts,
-            x=padded,
-            topk_weights=_ones(rows.shape[0], rows.device),
-            topk_ids=slots.view(-1, 1),
-            shared_experts=None,
-            shared_experts_input=None,
-        )
+        weights = _ones(rows.shape[0], rows.device)
+        out = self._compute[layer](padded, weights, slots.view(-1, 1))
         if padding or out.shape[0] > count:
             out = out[:count, : rows.shape[1]]
-        return cast(torch.Tensor, out)
+        return out
 
     def slot_bytes(self, layer: int, slot: int) -> list[torch.Tensor]:
         return [w[slot] for w in self._filled[layer].get_expert_weights()]

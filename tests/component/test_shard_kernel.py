@@ -41,7 +41,10 @@ def check(told: dict[str, Any]) -> None:
 def test_rows_in_this_machines_type(checkpoint: Callable[[str], Path]) -> None:
     """The first thing that a process computes: AMX must have been asked for."""
     folder = checkpoint("deepseek_v3")
-    check(seen(folder, choose_dtype(this_machine().flags, False, "auto"), folder))
+    told = seen(folder, choose_dtype(this_machine().flags, False, "auto"), folder)
+    check(told)
+    assert told["is_called_alone"]
+    assert told["rows_that_differ_within_vllms_layers"] == 0
 
 
 @needs_amx
