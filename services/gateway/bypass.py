@@ -2,10 +2,10 @@
 
 A piece that goes through Serve is an object and a remote call. So the proxy's middleware (`edge`)
 says with each request where on this host it takes pieces, and a gateway that answers with an event
-stream sends them there, those of all its streams together (`services.answers`). What goes through
-Serve is the head, and the number of pieces as the only body. A gateway on another host answers as
-ever. When a gateway dies in a stream, another one goes on with it: the proxy has what came, token
-ids too, and says so in a second header.
+stream sends them there, head first, those of all its streams together (`services.answers`). What
+goes through Serve is the head again, some milliseconds later, and the number of pieces as the only
+body. A gateway on another host answers as ever. When a gateway dies in a stream, another one goes
+on with it: the proxy has what came, token ids too, and says so in a second header.
 Whoever reaches a gateway without this proxy can make up these headers: they must name the host by
 Ray's random name for it and a socket of this user's proxies, and a call there by a random number of
 63 bits, or they are ignored.
@@ -24,7 +24,7 @@ from pydantic import ConfigDict, TypeAdapter
 from services.answers import AnswerDesk, AnswerLine, Call, ReplyTo
 from services.gateway.relay import Sent
 from services.paths import proxy_dir
-from services.relayed import Part
+from services.relayed import Answer, Head
 
 HEADER = b"x-expertmesh-stream"
 """In a request: where pieces are taken. In an answer, which are sent there: the request's id."""
@@ -97,9 +97,10 @@ class StreamLine:
             return None
         return ReplyTo(host, f"ipc://{self._folder / name}", "", int(number))
 
-    def open(self, to: ReplyTo | None, headers: Sequence[Header]) -> "OpenStream | None":
+    def open(self, to: ReplyTo | None, head: Head) -> "OpenStream | None":
         """A stream past Ray, if the proxy has offered it and this head announces events."""
-        is_stream = any(n.lower() == b"content-type" and v.startswith(EVENTS) for n, v in headers)
+        names = ((name.lower(), value) for name, value in head.headers)
+        is_stream = any(n == b"content-type" and v.startswith(EVENTS) for n, v in names)
         return OpenStream(self._line, to) if to is not None and is_stream else None
 
     def close(self) -> None:
@@ -114,11 +115,11 @@ class OpenStream:
         self._line, self._to = line, to
         self._sent = 0
 
-    def send(self, part: Part) -> None:
-        """One piece; nothing is sent for an empty one."""
-        if part.body:
+    def send(self, piece: Answer) -> None:
+        """The head, then one piece after another; nothing is sent for an empty one."""
+        if isinstance(piece, Head) or piece.body:
             self._sent += 1
-            self._line.send(self._to, part)
+            self._line.send(self._to, piece)
 
     def last_body(self) -> bytes:
         """What Serve is given as the body: how many pieces there were."""

@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from router.errors import PlatformError
 from services.answers import AnswerDesk
+from services.gateway.body import ALONG
 from services.gateway.bypass import BEGUN, HEADER, offer, open_desk
 from services.gateway.full import REFUSED, FullGateways
 from services.gateway.passing import REQUEST_ID, SERVES, Headers, Incoming, Outgoing
@@ -113,6 +114,8 @@ class Edge:
             return
         if not path.startswith(SERVES):
             headers += self._full.counted()
+        along = await incoming.all_at_once() if method == "POST" else None
+        scope = scope if along is None else {**scope, ALONG: along}
         for attempt in range(1, ATTEMPTS + 1):
             call = self._desk.open() if self._desk and method == "POST" else None
             offered = [*headers, offer(call), *answer.begun()] if call else headers

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, MutableMapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from starlette.types import Message, Receive, Send
@@ -14,13 +14,16 @@ from services.errors import error_body, error_event, is_anthropic
 from services.gateway.bypass import HEADER, begun, count_in, taken_out
 from services.gateway.full import FULL
 from services.gateway.relay import RESUMABLE, Sent
-from services.relayed import Part
+from services.relayed import Head
 
 log = logging.getLogger(__name__)
 
 MAX_KEPT_BYTES = 8 * 2**20  # of a body, for a second attempt; twice the default limit
+MAX_ALONG_BYTES = 64 * 1024  # of a body that goes with its request; Ray stores larger arguments
+AT_ONCE_S = 0.005  # in which such a body has come
 REQUEST_ID = b"x-request-id"
 SERVES = "/-/"  # the proxy's own routes
+START = {"type": "http.response.start"}
 
 Headers = list[tuple[bytes, bytes]]
 Saying = tuple[int, str, int]
@@ -43,6 +46,19 @@ class Incoming:
     def can_repeat(self) -> bool:
         """Whether a second attempt would see all of it, and somebody waits for it."""
         return not self.has_left and self._bytes <= MAX_KEPT_BYTES
+
+    async def all_at_once(self) -> bytes | None:
+        """The whole body, if it has come and is small. Sent with its request it spares a gateway
+
+        to call the proxy for it, which takes as long as the request's own way.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(AT_ONCE_S):
+                message = await self._next()
+                if message["type"] == "http.request" and not message.get("more_body"):
+                    body: bytes = message.get("body", b"")
+                    return body if len(body) <= MAX_ALONG_BYTES else None
+        return None
 
     def from_the_start(self) -> Receive:
         """ASGI's receive, which begins with what has come so far."""
@@ -83,7 +99,6 @@ class Outgoing:
         self._has_ended = False
         self._sent = Sent()  # of a stream that comes past Ray
         self._their_id = ""  # of it
-        self._call: Call | None = None
         self._count: asyncio.Future[int] | None = None  # of the pieces that come past Ray
         self._pouring: asyncio.Task[None] | None = None
 
@@ -114,17 +129,21 @@ class Outgoing:
                 call.drop()
 
     def _expect(self, call: Call | None) -> None:
-        self._call, self._count, self._pouring = call, None, None
+        self._count, self._pouring = None, None
         self._is_ignored = False
+        if call:
+            self._count = asyncio.get_running_loop().create_future()
+            self._pouring = asyncio.create_task(self._pour(call, self._count))
 
     async def _pour(self, call: Call, count: "asyncio.Future[int]") -> None:
         async for piece in call.follow(count):
-            if isinstance(piece, Part):
-                await self._begin()
-                self._sent.add(piece)
-                await self._send(
-                    {"type": "http.response.body", "body": piece.body, "more_body": True}
-                )
+            if isinstance(piece, Head):
+                named = [*piece.headers, (REQUEST_ID, self._request_id)]  # Serve adds it to its own
+                self._hear({"status": piece.status, "headers": named, **START})
+                continue
+            await self._begin()
+            self._sent.add(piece)
+            await self._send({"type": "http.response.body", "body": piece.body, "more_body": True})
 
     async def _poured(self) -> bool:
         """Whether all pieces have come."""
@@ -132,22 +151,28 @@ class Outgoing:
             try:
                 await self._pouring
             except PeerLost as error:
-                log.warning("stream cut: request_id=%s %s", self._request_id.decode(), error)
+                if self._their_id:
+                    log.warning("stream cut: request_id=%s %s", self._request_id.decode(), error)
                 return False
         return True
+
+    def _hear(self, head: MutableMapping[str, Any]) -> str:
+        """An answer's head, a stream's comes twice; returns the gateway's id of a stream."""
+        headers, their_id = taken_out(head["headers"], HEADER)
+        headers, self.full = taken_out(headers, FULL)
+        self._their_id = self._their_id or their_id
+        if not self.has_begun:
+            self._head = {**head, "headers": headers}
+        return their_id
 
     async def __call__(self, message: Message) -> None:
         """ASGI's send."""
         if message["type"] == "http.response.start":
-            headers, their_id = taken_out(message["headers"], HEADER)
-            headers, self.full = taken_out(headers, FULL)
-            self._their_id = self._their_id or their_id
+            their_id = self._hear(message)
             self._is_ignored = self.has_begun and not their_id  # a second gateway's refusal
-            if not self.has_begun:
-                self._head = {**message, "headers": headers}
-            if their_id and self._call:
-                self._count = asyncio.get_running_loop().create_future()
-                self._pouring = asyncio.create_task(self._pour(self._call, self._count))
+            if self._pouring and not their_id:  # it goes through Serve
+                self._pouring.cancel()
+                self._count = self._pouring = None
             if not self.has_begun:
                 is_error = message["status"] >= 400 and not self._path.startswith(SERVES)
                 self.is_serves_own = is_error and self._is(b"text/plain")

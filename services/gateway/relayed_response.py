@@ -123,9 +123,10 @@ class RelayedResponse(Response):
             self._error = bytearray()
             kept = [one for one in kept if one[0].lower() != b"content-length"]
         if line := self._front.streams:
-            self._stream = line.open(self._job.reply_to, kept)
+            self._stream = line.open(self._job.reply_to, head)
         if self._stream is not None:
             kept.append((HEADER, self._job.request.request_id.encode()))
+            self._stream.send(Head(head.status, tuple(kept)))
         await send({"type": "http.response.start", "status": head.status, "headers": kept})
 
     async def _send(self, send: Send, part: Part) -> None:

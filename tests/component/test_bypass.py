@@ -125,7 +125,49 @@ async def test_a_stream_goes_past_serve(line: StreamLine, desk: AnswerDesk) -> N
     assert text_of(answer) == TEXT
     assert answer.headers["content-type"].startswith("text/event-stream")
     assert HEADER.decode() not in answer.headers
-    assert bodies(proxy) == [b"200"]
+    assert bodies(proxy) == [b"201"]  # the head and the pieces
+
+
+async def test_a_streams_beginning_does_not_wait_for_serve(
+    line: StreamLine, desk: AnswerDesk
+) -> None:
+    """Serve has passed nothing on yet when the client gets the first piece."""
+    sent: list[Message] = []
+    has_text = asyncio.Event()
+    answering = gateway(line)
+
+    async def proxy(scope: Scope, receive: Receive, send: Send) -> None:
+        late: list[Message] = []
+
+        async def keep(message: Message) -> None:
+            late.append(message)
+
+        await answering(scope, receive, keep)
+        async with asyncio.timeout(10):
+            await has_text.wait()
+        for message in late:
+            await send(message)
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+        if message.get("body", b"").startswith(b"data: 0 "):
+            has_text.set()
+
+    incoming = [{"type": "http.request", "body": b'{"model": "m", "stream": true}'}]
+
+    async def receive() -> Message:
+        if not incoming:
+            await asyncio.Event().wait()
+        return incoming.pop()
+
+    headers = [(b"content-type", b"application/json"), (b"x-request-id", b"mine")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": headers}
+    await Edge(proxy, open_desk=lambda: desk)({**scope, "query_string": b""}, receive, send)
+    assert [m["type"] for m in sent[:2]] == ["http.response.start", "http.response.body"]
+    assert sent[0]["status"] == 200
+    assert sent[0]["headers"] == [*EVENTS, (b"x-request-id", b"mine")]
+    assert len([m for m in sent if m["type"] == "http.response.start"]) == 1
+    assert len(sent) == 2 + len(PIECES) and not sent[-1].get("more_body")
 
 
 async def test_what_is_no_stream_goes_through_serve(line: StreamLine, desk: AnswerDesk) -> None:

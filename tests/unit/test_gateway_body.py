@@ -3,8 +3,10 @@
 import json
 
 import pytest
+from starlette.requests import Request
+from starlette.types import Message
 
-from services.gateway.body import MAX_DEPTH, parse_body
+from services.gateway.body import ALONG, MAX_DEPTH, parse_body, read_body
 from services.gateway.errors import Refusal
 
 
@@ -59,3 +61,17 @@ def test_harmful_bodies_are_refused_with_the_reason(body: bytes, message: str) -
         parse(body)
     assert refusal.value.status == 400
     assert message in refusal.value.message
+
+
+async def test_a_body_that_came_with_the_request_is_taken_as_it_is_and_has_the_same_limit() -> None:
+    asked: list[None] = []
+
+    async def receive() -> Message:
+        asked.append(None)
+        return {"type": "http.request", "body": b"other"}
+
+    request = Request({"type": "http", "headers": [], ALONG: b"along"}, receive)
+    assert await read_body(request, max_bytes=5, timeout_s=1.0) == b"along"
+    with pytest.raises(Refusal, match="larger than 4 bytes"):
+        await read_body(request, max_bytes=4, timeout_s=1.0)
+    assert not asked

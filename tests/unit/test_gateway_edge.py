@@ -1,5 +1,6 @@
 """What stands around Serve's proxy: second attempts, ends that say so, and headers."""
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -7,8 +8,9 @@ from typing import Any
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
+from services.gateway.body import ALONG
 from services.gateway.edge import Edge, cleaned, middlewares
-from services.gateway.passing import MAX_KEPT_BYTES, Headers
+from services.gateway.passing import MAX_ALONG_BYTES, MAX_KEPT_BYTES, Headers
 
 Attempt = Callable[[Receive, Send], Awaitable[None]]
 STREAM = [(b"content-type", b"text/event-stream; charset=utf-8")]
@@ -20,11 +22,13 @@ class Proxy:
 
     def __init__(self, *attempts: Attempt) -> None:
         self.attempts = list(attempts)
+        self.along: list[bytes | None] = []
         self.seen: list[bytes] = []
         self.headers: Headers = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.headers = scope["headers"]
+        self.along.append(scope.get(ALONG))
         attempt = self.attempts.pop(0)
 
         async def recording() -> Message:
@@ -119,6 +123,46 @@ async def test_after_a_second_death_it_ends_with_an_error(path: str, kind: str) 
     assert sent[0]["status"] == 502
     assert (b"retry-after", b"1") in sent[0]["headers"]
     assert json.loads(body_of(sent))["error"]["type"] == kind
+
+
+@pytest.mark.parametrize(
+    ("pieces", "goes_along"),
+    [
+        ([b"{}"], True),
+        ([b""], True),
+        (BODY, False),
+        ([bytes(MAX_ALONG_BYTES)], True),
+        ([bytes(MAX_ALONG_BYTES + 1)], False),
+    ],
+)
+async def test_a_small_body_that_is_there_goes_along_with_each_attempt(
+    pieces: list[bytes], *, goes_along: bool
+) -> None:
+    proxy = Proxy(dies, answers)
+    sent = await ask(proxy, pieces=pieces)
+    assert (sent[0]["status"], body_of(sent)) == (201, b"well")
+    assert proxy.along == [b"".join(pieces) if goes_along else None] * 2
+    assert b"".join(proxy.seen[-len(pieces) :]) == b"".join(pieces), "and comes as ever"
+
+
+async def test_a_body_that_is_late_is_not_waited_for() -> None:
+    proxy, has_begun, late = Proxy(answers), asyncio.Event(), [b"late"]
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        has_begun.set()
+        await proxy(scope, receive, send)
+
+    async def receive() -> Message:
+        await has_begun.wait()
+        return {"type": "http.request", "body": late.pop()}
+
+    async def send(message: Message) -> None:
+        pass
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": []}
+    async with asyncio.timeout(10):
+        await Edge(serve)(scope, receive, send)
+    assert (proxy.along, proxy.seen) == ([None], [b"late"])
 
 
 async def test_an_answer_names_the_request() -> None:
