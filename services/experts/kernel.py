@@ -52,7 +52,8 @@ class ExpertKernel(Protocol):
         """Each row through the expert of its slot, gate weight 1. Called in inference mode.
 
         rows: [P, H] model dtype, the kernel's device; slots: [P] int32, filled slots only.
-        Returns [P, H] of the same dtype and device; a row's result does not depend on the others.
+        Returns [P, H] of the same dtype and device, in other memory, since `rows` is used again; a
+        row's result does not depend on the others.
         """
 
     def slot_bytes(self, layer: int, slot: int) -> list[torch.Tensor]:
