@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-KEPT = (b"content-type", b"content-length", b"retry-after", b"allow")
+LENGTH = b"content-length"
+KEPT = (b"content-type", LENGTH, b"retry-after", b"allow")
 """Of the replica's headers; the others speak of its side of the relay."""
 
 
@@ -54,6 +55,7 @@ class RelayedResponse(Response):
         self._has_begun = False
         self._error: bytearray | None = None  # of vLLM's routes, which is to change its shape
         self._stream: OpenStream | None = None  # if the pieces go past Ray
+        self._to_come = 0  # bytes of a body whose length the head says
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI. A client that leaves ends the request in the engine."""
@@ -121,7 +123,8 @@ class RelayedResponse(Response):
         kept = [(name, value) for name, value in head.headers if name.lower() in KEPT]
         if head.status >= HTTPStatus.BAD_REQUEST and is_anthropic(self._job.request.path):
             self._error = bytearray()
-            kept = [one for one in kept if one[0].lower() != b"content-length"]
+            kept = [one for one in kept if one[0].lower() != LENGTH]
+        self._to_come = sum(int(value) for name, value in kept if name.lower() == LENGTH)
         if line := self._front.streams:
             self._stream = line.open(self._job.reply_to, head)
         if self._stream is not None:
@@ -135,6 +138,9 @@ class RelayedResponse(Response):
         if self._stream is not None:
             self._stream.send(part)
             return
+        self._to_come -= len(part.body)
+        if self._to_come == 0:  # whoever has all of it may leave before the replica says so too
+            self._job.account.ended(Meter.outcome_of(self.status_code), self.status_code)
         await send({"type": "http.response.body", "body": part.body, "more_body": True})
 
     async def _end(self, send: Send, body: bytes) -> None:

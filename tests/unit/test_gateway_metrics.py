@@ -1,12 +1,13 @@
 """What a gateway counts of the requests that go through it."""
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator
 
 import httpx
 import pytest
 from starlette.requests import Request
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from router.errors import PeerLost
 from services.config import load_config
@@ -28,6 +29,11 @@ async def ask(request: RelayedRequest) -> Answers:
         yield Head(400, ())
         yield Part(b"{}")
         return
+    if b"is all" in request.body:
+        yield Head(200, ((b"Content-Length", b"4"),))
+        yield Part(b"{ ")
+        yield Part(b" }", prompt_tokens=3, output_tokens=2)
+        await asyncio.Event().wait()
     yield Head(200, ())
     yield Part(b"data: 1\n\n", prompt_tokens=3)
     if b"strands" in request.body:
@@ -109,3 +115,28 @@ async def test_a_client_that_leaves_is_not_a_failure(front: Front) -> None:
         with pytest.raises(asyncio.CancelledError):
             await asking
     assert counted(front) == ({("chat", "cancelled"): 1}, 0, 0)
+
+
+async def test_a_client_that_leaves_with_the_whole_answer_has_got_it(front: Front) -> None:
+    """By its length it knows that sooner than the gateway hears from the replica that it is all."""
+    sent, has_all = bytearray(), asyncio.Event()
+    body = json.dumps({**BODY, "messages": [{"role": "user", "content": "is all"}]}).encode()
+    incoming: list[Message] = [{"type": "http.request", "body": body}]
+
+    async def receive() -> Message:
+        if incoming:
+            return incoming.pop()
+        await has_all.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        sent.extend(message.get("body", b""))
+        if len(sent) == 4:
+            has_all.set()
+
+    headers = [(b"content-type", b"application/json")]
+    path = {"path": "/v1/chat/completions", "query_string": b""}
+    scope = {"type": "http", "method": "POST", "headers": headers, **path}
+    async with asyncio.timeout(10):
+        await (await front.answer(Request(scope, receive)))(scope, receive, send)
+    assert counted(front) == ({("chat", "ok"): 1}, 1, 0)
