@@ -210,16 +210,9 @@ def computing(experts: RoutedExperts) -> Compute:
     vLLM's layers around them prepare, allocate and finalise for all devices and formats. For
     unquantised experts on a CPU nothing of that is needed, and they are called directly.
     """
-    experts_alone = _alone(experts)
-    if experts_alone is None:
-        return lambda rows, weights, slots: experts.quant_method.apply(
-            layer=experts,
-            x=rows,
-            topk_weights=weights,
-            topk_ids=slots,
-            shared_experts=None,
-            shared_experts_input=None,
-        )
+    alone = experts_alone(experts)
+    if alone is None:
+        return within_layers(experts)
     nothing = torch.empty(0)
     same = {
         "w1": experts.w13_weight,
@@ -237,15 +230,26 @@ def computing(experts: RoutedExperts) -> Compute:
 
     def compute(rows: torch.Tensor, weights: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
         out = torch.empty_like(rows)
-        experts_alone.apply(
-            output=out, hidden_states=rows, topk_weights=weights, topk_ids=slots, **same
-        )
+        alone.apply(output=out, hidden_states=rows, topk_weights=weights, topk_ids=slots, **same)
         return out
 
     return compute
 
 
-def _alone(experts: RoutedExperts) -> CPUUnquantizedExperts | None:
+def within_layers(experts: RoutedExperts) -> Compute:
+    """The call with all that vLLM has around its kernel."""
+    return lambda rows, weights, slots: experts.quant_method.apply(
+        layer=experts,
+        x=rows,
+        topk_weights=weights,
+        topk_ids=slots,
+        shared_experts=None,
+        shared_experts_input=None,
+    )
+
+
+def experts_alone(experts: RoutedExperts) -> CPUUnquantizedExperts | None:
+    """The kernel, if nothing around it is needed."""
     kernel = experts.quant_method.moe_kernel
     if kernel is None or type(kernel.prepare_finalize) is not MoEPrepareAndFinalizeNoDPEPModular:
         return None

@@ -170,7 +170,8 @@ class LayerStep:
         self._answers[positions] = rows
 
     def _room(self) -> Rows:
-        return host_empty(self._exchange.n_pairs, self._rows, self._device)
+        shape = (self._exchange.n_pairs, self._rows.shape[1])
+        return host_empty(shape, self._rows.dtype, self._device)
 
     def times(self, n_shards: int) -> NDArray[np.float64]:
         """[2, S]: seconds that each shard queued and computed, rows that it answered."""

@@ -23,7 +23,6 @@ MAX_ALONG_BYTES = 64 * 1024  # of a body that goes with its request; Ray stores 
 AT_ONCE_S = 0.005  # in which such a body has come
 REQUEST_ID = b"x-request-id"
 SERVES = "/-/"  # the proxy's own routes
-START = {"type": "http.response.start"}
 
 Headers = list[tuple[bytes, bytes]]
 Saying = tuple[int, str, int]
@@ -139,7 +138,8 @@ class Outgoing:
         async for piece in call.follow(count):
             if isinstance(piece, Head):
                 named = [*piece.headers, (REQUEST_ID, self._request_id)]  # Serve adds it to its own
-                self._hear({"status": piece.status, "headers": named, **START})
+                head = {"type": "http.response.start", "status": piece.status, "headers": named}
+                self._hear(head)
                 continue
             await self._begin()
             self._sent.add(piece)

@@ -104,7 +104,7 @@ class RelayedResponse(Response):
                     )
                     await self._send(send, answer)
             await self._end(send, self._reshaped_error())
-            job.account.ended(Meter.outcome_of(self.status_code), self.status_code)
+            self._was_given()
         except TimeoutError:
             await self._refuse(send, Refusal(504, "the request's time is over."))
         except Refusal as refusal:
@@ -140,8 +140,11 @@ class RelayedResponse(Response):
             return
         self._to_come -= len(part.body)
         if self._to_come == 0:  # whoever has all of it may leave before the replica says so too
-            self._job.account.ended(Meter.outcome_of(self.status_code), self.status_code)
+            self._was_given()
         await send({"type": "http.response.body", "body": part.body, "more_body": True})
+
+    def _was_given(self) -> None:
+        self._job.account.ended(Meter.outcome_of(self.status_code), self.status_code)
 
     async def _end(self, send: Send, body: bytes) -> None:
         if self._stream is not None:

@@ -8,16 +8,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from router.rows import Rows, as_array, as_tensor
 
 
-def host_empty(n_rows: int, like: Rows, device: torch.device) -> Rows:
-    """[n_rows, H] of the dtype of `like` [N, H], to be filled and then taken to `device`."""
+def host_empty(
+    shape: tuple[int, ...], dtype: "np.dtype[Any]", device: torch.device
+) -> NDArray[Any]:
+    """To be filled and then taken to `device`. dtype: as `router.rows` has it."""
     if device.type == "cpu":
-        return np.empty((n_rows, like.shape[1]), like.dtype)
-    dtype = as_tensor(like).dtype
-    return as_array(torch.empty(n_rows, like.shape[1], dtype=dtype, pin_memory=True))
+        return np.empty(shape, dtype)
+    kind = as_tensor(np.empty(0, dtype)).dtype
+    return as_array(torch.empty(shape, dtype=kind, pin_memory=True))
 
 
 class PairRoom:
@@ -31,9 +34,8 @@ class PairRoom:
     ) -> None:
         """dtype: of the rows, see `router.rows`; device: where they are wanted."""
         self._device = device
-        like = np.empty((0, hidden), dtype)
-        self.rows = host_empty(n_pairs, like, device)  # [P, H]
-        self.slots = host_empty(n_pairs, np.empty((0, 1), np.int32), device).reshape(-1)  # [P]
+        self.rows = host_empty((n_pairs, hidden), dtype, device)
+        self.slots = host_empty((n_pairs,), np.dtype(np.int32), device)
         self._tensors = as_tensor(self.rows), as_tensor(self.slots)
 
     def on_device(self, n_pairs: int) -> tuple[torch.Tensor, torch.Tensor]:

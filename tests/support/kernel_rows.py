@@ -18,7 +18,7 @@ def main(folder: Path, dtype: str, twin: Path, twins_dtype: str) -> dict[str, An
     """Relative error against the twin, and in how many batches a row had other bits."""
     import torch
 
-    from services.vllm_hooks import _alone
+    from services.vllm_hooks import experts_alone, within_layers
 
     kernel = _kernel(folder, dtype)
     generator = torch.Generator().manual_seed(1)
@@ -28,14 +28,8 @@ def main(folder: Path, dtype: str, twin: Path, twins_dtype: str) -> dict[str, An
     with torch.inference_mode():
         torch.set_num_threads(1)
         whole = kernel.run(0, rows, slots).clone()
-        within = kernel._filled[0].quant_method.apply(
-            layer=kernel._filled[0],
-            x=rows,
-            topk_weights=torch.ones(ROWS, 1),
-            topk_ids=slots.view(-1, 1),
-            shared_experts=None,
-            shared_experts_input=None,
-        )
+        ones, places = torch.ones(ROWS, 1), slots.view(-1, 1)
+        within = within_layers(kernel._filled[0])(rows, ones, places)
         differing = 0
         for batch in range(BATCHES):
             torch.set_num_threads(1 + batch % 3)
@@ -53,7 +47,7 @@ def main(folder: Path, dtype: str, twin: Path, twins_dtype: str) -> dict[str, An
         "error": float((whole.float() - exact).norm() / exact.norm()),
         "error_of_another_expert": float((swapped.float() - exact).norm() / exact.norm()),
         "rows_that_differ_within_vllms_layers": int((whole != within).any(1).sum()),
-        "is_called_alone": _alone(kernel._filled[0]) is not None,
+        "is_called_alone": experts_alone(kernel._filled[0]) is not None,
         "differing_batches": differing,
         "rows_that_differ_in_another_slot": int((moved != of_last).any(1).sum()),
         "weight_bytes": kernel.weight_bytes(),

@@ -39,7 +39,7 @@ def test_on_a_cpu_staging_copies_nothing_that_is_contiguous(dtype: torch.dtype, 
     rows = to_host(x)
     rows[1] = 0
     assert not x[1].any() and to_device(as_tensor(rows), CPU).data_ptr() == x.data_ptr()
-    room = host_empty(7, rows, CPU)
+    room = host_empty((7, 4), rows.dtype, CPU)
     assert room.shape == (7, 4) and room.dtype == np.dtype(kind)
 
 
