@@ -57,7 +57,7 @@ class DispatchOptions:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Microseconds of one layer, medians. The parts of a layer add up to about its whole."""
+    """Microseconds of a layer, medians over steps. The parts add up to about the whole."""
 
     shards: int
     tokens: int
@@ -166,7 +166,10 @@ def make_steps(
 
 
 def measure(table: ReplicaTable, steps: Sequence[Step]) -> Split:
-    """Medians over all layers of all steps but the first ones."""
+    """Medians over all steps but the first ones, each divided by its layers.
+
+    The pool notes a layer's times while the next one's rows are away, so only a step's are whole.
+    """
     settings = RemoteSettings(
         "", "bench", reply_timeout_s=60, give_up_s=60, policy=Policy.LEAST_TOKENS
     )
@@ -175,17 +178,18 @@ def measure(table: ReplicaTable, steps: Sequence[Step]) -> Split:
     names = [field.name for field in fields(LayerTimes)]
     taken = []
     for number, step in enumerate(steps):
+        before, began_s = asdict(pool.times), time.perf_counter()
         for layer in range(table.n_layers):
-            before, began_s = asdict(pool.times), time.perf_counter()
             pool.compute(layer, step.rows, step.weights, step.ids, meanwhile=lambda: None)
             if step.rows.is_cuda:
                 torch.cuda.synchronize()
-            whole_s = time.perf_counter() - began_s
-            if number >= WARM_UP_STEPS:
-                after = asdict(pool.times)
-                taken.append([whole_s, *(after[name] - before[name] for name in names)])
+        whole_s = time.perf_counter() - began_s
+        if number >= WARM_UP_STEPS:
+            after = asdict(pool.times)
+            taken.append([whole_s, *(after[name] - before[name] for name in names)])
     pool.link.close()
-    times = dict(zip(["whole", *names], np.array(taken).T * 1e6, strict=True))
+    of_layer = np.array(taken).T * 1e6 / table.n_layers
+    times = dict(zip(["whole", *names], of_layer, strict=True))
     waited = times["wait_s"] + times["shared_s"]
     idle = waited - times["shard_queue_s"] - times["shard_compute_s"]
 
