@@ -32,6 +32,9 @@ HEADER = b"x-expertmesh-stream"
 BEGUN = b"x-expertmesh-begun"
 """In a request: what the client has already of its answer."""
 
+APP = b"x-expertmesh-app"
+"""In an answer: the application whose gateway gave it, which can send to this proxy past Ray."""
+
 OFFER = re.compile(rb"^([0-9a-f]{1,64}) (answers-[A-Za-z0-9-]{1,40}) ([0-9]{1,19})$")
 EVENTS = b"text/event-stream"
 

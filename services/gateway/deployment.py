@@ -21,6 +21,7 @@ from services.gateway.ask import ask_through
 from services.gateway.bypass import StreamLine
 from services.gateway.errors import Refusal
 from services.gateway.front import Front
+from services.gateway.one_call import DEPLOYMENT, answer_in_one
 from services.gateway.settings import gateway_settings
 from services.lifecycle import end_with_parent
 from services.live.feed import LiveFeed
@@ -85,6 +86,10 @@ class Gateway:
     async def any(self, request: Request) -> Response:
         """Every request."""
         return await self._front.answer(request)
+
+    async def in_one(self, packed: bytes) -> bytes:
+        """A request that the proxy's middleware sends in one call."""
+        return await answer_in_one(self._front, packed)
 
     async def check_health(self) -> None:
         """Serve restarts the gateway when this raises."""
@@ -151,5 +156,5 @@ def build_gateway(
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.add_exception_handler(Exception, broken)
     app.api_route("/{path:path}", methods=METHODS)(Gateway.any)
-    deployment = serve.deployment(serve.ingress(app)(Gateway), name="Gateway", **options)
+    deployment = serve.deployment(serve.ingress(app)(Gateway), name=DEPLOYMENT, **options)
     return deployment.bind(config, attention=attention, controller=controller, pool=pool)

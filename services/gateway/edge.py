@@ -6,7 +6,7 @@ a request whose gateway died unanswered: it is sent to another gateway here, onc
 with a stream that has begun, if its pieces came past Ray (`bypass`); else it gets an error event.
 Where the proxy has no gateway at all it says so in plain text, with 404 while the application
 starts; clients are told 503 in the shape they read. When all gateways are full, requests are
-refused here (`full`).
+refused here (`full`). What can be asked for in one call does not go through the proxy (`one_call`).
 """
 
 import asyncio
@@ -24,6 +24,7 @@ from services.answers import AnswerDesk
 from services.gateway.body import ALONG
 from services.gateway.bypass import BEGUN, HEADER, offer, open_desk
 from services.gateway.full import REFUSED, FullGateways
+from services.gateway.one_call import Asking, OneCall, connect_through_serve, nowhere
 from services.gateway.passing import REQUEST_ID, SERVES, Headers, Incoming, Outgoing
 from services.paths import proxy_dir
 
@@ -52,7 +53,7 @@ FULL_WORDS = (
 
 def middlewares() -> list[Middleware]:
     """Serve's proxy asks for them when it starts."""
-    return [Middleware(Edge, open_desk=_desk_here)]
+    return [Middleware(Edge, open_desk=_desk_here, connect=connect_through_serve)]
 
 
 def _desk_here() -> AnswerDesk | None:
@@ -77,10 +78,18 @@ class Edge:
     """ASGI, around the proxy."""
 
     def __init__(
-        self, app: ASGIApp, *, open_desk: Callable[[], AnswerDesk | None] = lambda: None
+        self,
+        app: ASGIApp,
+        *,
+        open_desk: Callable[[], AnswerDesk | None] = lambda: None,
+        connect: Callable[[str], Asking] = nowhere,
     ) -> None:
-        """open_desk: called with the first request; where streams come in past Ray, if they do."""
+        """open_desk: called with the first request; where streams come in past Ray, if they do.
+
+        connect: to an application's gateways, for requests that go there in one call.
+        """
         self._app = app
+        self.one_call = OneCall(connect)
         self._open_desk = open_desk
         self._full = FullGateways()
         self._has_looked = False
@@ -119,8 +128,13 @@ class Edge:
         for attempt in range(1, ATTEMPTS + 1):
             call = self._desk.open() if self._desk and method == "POST" else None
             offered = [*headers, offer(call), *answer.begun()] if call else headers
+            asked = {**scope, "headers": offered}
+            in_one = call and along is not None and attempt == 1 and self.one_call.is_known(path)
             async with answer.expecting(call):
-                await self._app({**scope, "headers": offered}, incoming.from_the_start(), answer)
+                if not in_one or not await self.one_call.ask(asked, incoming, answer):
+                    await self._app(asked, incoming.from_the_start(), answer)
+            if answer.app:
+                self.one_call.learn(path, answer.app)
             if answer.full:
                 self._full.hear(headers, answer.full, time.monotonic())
             if answer.is_over or not incoming.can_repeat:

@@ -11,7 +11,7 @@ from starlette.types import Message, Receive, Send
 from router.errors import PeerLost
 from services.answers import Call
 from services.errors import error_body, error_event, is_anthropic
-from services.gateway.bypass import HEADER, begun, count_in, taken_out
+from services.gateway.bypass import APP, HEADER, begun, count_in, taken_out
 from services.gateway.full import FULL
 from services.gateway.relay import RESUMABLE, Sent
 from services.relayed import Head
@@ -70,6 +70,11 @@ class Incoming:
 
         return receive
 
+    async def left(self) -> None:
+        """Returns when the client has left."""
+        while not self.has_left:
+            await self._next()
+
     async def _next(self) -> Message:
         message = await self._receive()
         if message["type"] == "http.disconnect":
@@ -94,6 +99,7 @@ class Outgoing:
         self._is_ignored = False
         self.has_begun = False
         self.full = ""  # what a gateway said of its being full
+        self.app = ""  # what it said of its application
         self.is_serves_own = False  # an error in Serve's words, of which nothing is passed on
         self._has_ended = False
         self._sent = Sent()  # of a stream that comes past Ray
@@ -160,6 +166,7 @@ class Outgoing:
         """An answer's head, a stream's comes twice; returns the gateway's id of a stream."""
         headers, their_id = taken_out(head["headers"], HEADER)
         headers, self.full = taken_out(headers, FULL)
+        headers, self.app = taken_out(headers, APP)
         self._their_id = self._their_id or their_id
         if not self.has_begun:
             self._head = {**head, "headers": headers}
@@ -193,6 +200,12 @@ class Outgoing:
             await self._begin()
             self._has_ended = is_last
         await self._send(message)
+
+    async def whole(self, status: int, headers: Headers, body: bytes) -> None:
+        """An answer that came at once, not through Serve's proxy, which names requests."""
+        named = [*headers, (REQUEST_ID, self._request_id)]
+        await self({"type": "http.response.start", "status": status, "headers": named})
+        await self({"type": "http.response.body", "body": body})
 
     def forget(self) -> None:
         """The head of the last attempt, if it has not been sent."""

@@ -15,7 +15,7 @@ from monitoring.meter import Meter
 from router.errors import CapacityError, PlatformError
 from services.answers import ReplyTo
 from services.errors import error_body, error_event, is_anthropic, is_error_event, reshaped
-from services.gateway.bypass import HEADER, OpenStream
+from services.gateway.bypass import APP, HEADER, OpenStream
 from services.gateway.errors import Refusal
 from services.gateway.keys import Key
 from services.gateway.relay import Sent, relay
@@ -125,6 +125,8 @@ class RelayedResponse(Response):
             self._error = bytearray()
             kept = [one for one in kept if one[0].lower() != LENGTH]
         self._to_come = sum(int(value) for name, value in kept if name.lower() == LENGTH)
+        if self._job.reply_to is not None:
+            kept.append((APP, self._front.settings.app.encode()))
         if line := self._front.streams:
             self._stream = line.open(self._job.reply_to, head)
         if self._stream is not None:

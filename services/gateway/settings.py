@@ -11,6 +11,7 @@ from services.gateway.limits import KeyLimits
 class GatewaySettings:
     """Parsed once."""
 
+    app: str
     keys_file: Path | None
     max_body_bytes: int
     body_timeout_s: float
@@ -29,6 +30,7 @@ def gateway_settings(config: DeploymentConfig) -> GatewaySettings:
     """From the sections `gateway` and `limits`."""
     gateway, limits = config.gateway, config.limits
     return GatewaySettings(
+        app=config.name,
         keys_file=None if gateway.keys_file is None else Path(gateway.keys_file),
         max_body_bytes=gateway.max_body_bytes,
         body_timeout_s=gateway.body_timeout_s,

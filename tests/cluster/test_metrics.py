@@ -26,7 +26,9 @@ pytestmark = [
     pytest.mark.skipif(BINARY is None, reason="no prometheus: apt-get install prometheus"),
 ]
 REPORTED_S = 3.0  # worker to replica, replica to controller, scrape
+RAY_REPORTED_S = 20.0  # Serve's processes to Ray's agent, scrape
 REST_S = 120.0
+PASSED_ON = 'sum(ray_serve_num_http_requests_total{method="POST"}) or vector(0)'
 MISSING = 'ALERTS{alertname="ExpertMeshShardMissing",alertstate="firing"}'
 DEGRADED = 'ALERTS{alertname="ExpertMeshRedundancyBelowTarget",alertstate="firing"}'
 EITHER = (
@@ -145,6 +147,17 @@ def test_a_killed_shard_fires_alerts_that_resolve(app: Application, prometheus: 
     assert {
         name for name in cumulative() if prometheus.number(f"sum(resets({name}[15m]))")
     } == set()
+
+
+def test_serves_proxy_passes_on_the_first_request_of_a_kind_alone(
+    app: Application, prometheus: Prometheus
+) -> None:
+    """The others reach a gateway in one call, which a fallback would hide."""
+    asyncio.run(ask_all(app.url, 1))
+    before = prometheus.number(PASSED_ON)
+    asyncio.run(ask_all(app.url, 9))
+    time.sleep(RAY_REPORTED_S)
+    assert prometheus.number(PASSED_ON) - before <= 1, "the first, if Ray had not reported it"
 
 
 def cumulative() -> Iterator[str]:

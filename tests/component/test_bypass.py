@@ -3,99 +3,31 @@
 import asyncio
 import json
 import os
-import re
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
 
 from services.answers import AnswerDesk
-from services.config import load_config
 from services.gateway.bypass import HEADER, StreamLine, open_desk
 from services.gateway.edge import Edge
-from services.gateway.front import Front
-from services.gateway.settings import gateway_settings
-from services.messages import GatewayNews
-from services.relayed import Head, Part, RelayedRequest
-
-HOST = "ab" * 28
-EVENTS = ((b"content-type", b"text/event-stream; charset=utf-8"),)
-PIECES = [f"data: {n} of ID\n\n".encode() for n in range(200)]
-TEXT = b"".join(PIECES).decode()
-Gateway = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-
-class Proxy:
-    """Serve's proxy and the gateways behind it, in turn; keeps what went through it."""
-
-    def __init__(self, *gateways: Gateway) -> None:
-        self.gateways = list(gateways)
-        self.through: list[Message] = []
-        self.headers: list[tuple[bytes, bytes]] = []
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self.headers = scope["headers"]
-
-        async def keeping(message: Message) -> None:
-            self.through.append(message)
-            await send(message)
-
-        await self.gateways.pop(0)(scope, receive, keeping)
+from tests.support.streaming import (
+    EVENTS,
+    HOST,
+    PIECES,
+    TEXT,
+    Gateway,
+    Proxy,
+    as_app,
+    make_front,
+    text_of,
+)
 
 
-@pytest.fixture
-async def line(tmp_path: Path) -> AsyncIterator[StreamLine]:
-    made = StreamLine(HOST, tmp_path)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-async def desk(tmp_path: Path) -> AsyncIterator[AnswerDesk]:
-    opened = open_desk(HOST, tmp_path)
-    yield opened
-    opened.close()
-
-
-def gateway(
-    line: StreamLine, *, dies_after: int | None = None, says: int = 200, can_resume: bool = True
-) -> Gateway:
-    """A real one but for the replica. dies_after: pieces; says: the replica's status."""
-
-    async def replica(request: RelayedRequest) -> AsyncGenerator[Head | Part, None]:
-        if says != 200:
-            yield Head(says, ((b"content-type", b"application/json"),))
-            yield Part(b"{}")
-            return
-        if not json.loads(request.body)["stream"]:
-            yield Head(200, ((b"content-type", b"application/json"),))
-            yield Part(b'{"choices": []}')
-            return
-        yield Head(200, EVENTS)
-        told = request.resume.groups if request.resume else ()
-        assert told == tuple((n,) for n in range(len(told)))
-        for count, piece in enumerate(PIECES):
-            piece = piece.replace(b"ID", request.request_id.encode())
-            if count == dies_after:
-                await asyncio.sleep(0.05)  # what was sent is on its way
-                raise asyncio.CancelledError
-            yield Part(piece, 3, count, can_resume, ((count,),))
-
-    settings = gateway_settings(load_config(None, {"model.path": "m"}))
-    front = Front(settings, replica, {}, streams=line)
-    front.hear(GatewayNews(engines=1), 0.0)
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await (await front.answer(Request(scope, receive)))(scope, receive, send)
-        except asyncio.CancelledError:  # it died: the proxy sees no more of it
-            return
-
-    return app
+def gateway(line: StreamLine, **options: Any) -> Gateway:
+    return as_app(make_front(line, **options))
 
 
 async def ask(
@@ -107,12 +39,6 @@ async def ask(
     async with httpx.AsyncClient(transport=transport, base_url="http://proxy") as client:
         body = {"model": "m", "prompt": "Hello", "stream": stream}
         return await client.post("/v1/completions", json=body, headers=headers)
-
-
-def text_of(answer: httpx.Response) -> str:
-    """With the request's id, which is the same in all pieces, left out."""
-    [one] = set(re.findall(r"of ([0-9a-f]{32})", answer.text))
-    return answer.text.replace(one, "ID")
 
 
 def bodies(proxy: Proxy) -> list[bytes]:
