@@ -32,10 +32,12 @@ def ask_through(handle: DeploymentHandle, desk: AnswerDesk, gateway_id: str) -> 
     async def ask(request: RelayedRequest) -> Answers:
         call = desk.open()
         response = calls.remote(replace(request, gateway_id=gateway_id), call.reply_to)
+        has_ended = False
         try:
             async with aclosing(call.follow(_returned(response))) as answers:
                 async for answer in answers:
                     yield answer
+            has_ended = True
         except DEATHS as error:
             raise PeerLost(f"the attention replica died: {type(error).__name__}") from error
         except (BackPressureError, DeploymentUnavailableError) as error:
@@ -45,8 +47,9 @@ def ask_through(handle: DeploymentHandle, desk: AnswerDesk, gateway_id: str) -> 
                 raise error.cause from None
             raise EngineError(f"the attention replica failed: {error.cause!r}") from error
         finally:
-            with suppress(RequestCancelledError):
-                response.cancel()
+            if not has_ended:  # Ray would ask the replica for what it no longer has, twice
+                with suppress(RequestCancelledError):
+                    response.cancel()
 
     return ask
 
