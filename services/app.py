@@ -28,6 +28,8 @@ from services.transport.keys import make_keys
 
 ROOT = Path(__file__).parents[1]
 STEP_WORKER = "services.attention.step_worker.StepWorker"
+QUIET = {"enable_access_log": False}
+"""A gateway says itself what it was asked; Serve would add a line for each call of each part."""
 MANY = 10_000  # control calls are short; none of them should queue in Serve
 SLACK_RATIO = 1.25
 """Gateways keep to the limit of an attention replica. Serve counts a request a moment longer, and
@@ -55,6 +57,7 @@ def build_app(config: DeploymentConfig) -> Application:
         max_ongoing_requests=MANY,
         ray_actor_options=_beside_the_api(config),
         health_check_period_s=2,
+        logging_config=QUIET,
     ).bind(config, make_keys())
     pool = serve.deployment(
         ExpertShard,
@@ -68,6 +71,7 @@ def build_app(config: DeploymentConfig) -> Application:
             "runtime_env": _environment(config, config.pool.threads or 1),
         },
         health_check_period_s=2,
+        logging_config=QUIET,
     ).bind(config, config.name)
     return build_gateway(
         config,
@@ -81,6 +85,7 @@ def build_app(config: DeploymentConfig) -> Application:
             "max_ongoing_requests": MANY,
             "ray_actor_options": _beside_the_api(config),
             "graceful_shutdown_timeout_s": config.gateway.stop_grace_s,
+            "logging_config": QUIET,
         },
     )
 
@@ -124,6 +129,7 @@ def _llm_config(config: DeploymentConfig) -> LLMConfig:
             "graceful_shutdown_timeout_s": config.gateway.stop_grace_s,
             "ray_actor_options": {"num_cpus": 0},
             "health_check_period_s": 5,
+            "logging_config": QUIET,
         },
         runtime_env=_environment(config, attention.threads or 1),
         experimental_configs={
