@@ -84,6 +84,7 @@ class AnswerDesk:
             socket.rcvhwm = QUEUE_MESSAGES
         self._address = ReplyTo(host, near, far, 0)
         self._calls: dict[int, asyncio.Queue[Answer | None]] = {}
+        self._heard: set[int] = set()
 
     async def serve(self) -> None:
         """Hand out what comes in; run until cancelled."""
@@ -95,7 +96,9 @@ class AnswerDesk:
         while True:
             for number, *packed in msgpack.unpackb(await socket.recv(), use_list=False):
                 if call := self._calls.get(number):  # else it was given up
-                    call.put_nowait(_unpack(packed))
+                    self._heard.add(number)
+                    if packed:
+                        call.put_nowait(_unpack(packed))
 
     def open(self) -> "Call":
         """A new call."""
@@ -103,9 +106,14 @@ class AnswerDesk:
         pieces = self._calls[number] = asyncio.Queue()
         return Call(replace(self._address, number=number), pieces, self)
 
+    def is_heard(self, number: int) -> bool:
+        """Whether anything has come of a call."""
+        return number in self._heard
+
     def forget(self, number: int) -> None:
         """A call has ended."""
         self._calls.pop(number, None)
+        self._heard.discard(number)
 
     def close(self) -> None:
         """Stop listening."""
@@ -146,6 +154,11 @@ class Call:
             ending.cancel()
             self.drop()
 
+    @property
+    def is_heard(self) -> bool:
+        """Whether it is at work: a piece has come, or a sign."""
+        return self._desk.is_heard(self.reply_to.number)
+
     def drop(self) -> None:
         """Take no more pieces."""
         self._desk.forget(self.reply_to.number)
@@ -163,12 +176,13 @@ class AnswerLine:
         self._used_s: dict[str, float] = {}
         self._unsent: dict[str, list[tuple[Any, ...]]] = {}
 
-    def send(self, to: ReplyTo, answer: Answer) -> None:
-        """With all that is sent in this turn of the event loop."""
+    def send(self, to: ReplyTo, answer: Answer | None) -> None:
+        """With all that is sent in this turn of the event loop. None: a sign that it is at work."""
         endpoint = to.near if to.host == self._host else to.far
+        packed = (to.number, *_pack(answer)) if answer else (to.number,)
         if not self._unsent:
             asyncio.get_running_loop().call_soon(self._flush)
-        self._unsent.setdefault(endpoint, []).append((to.number, *_pack(answer)))
+        self._unsent.setdefault(endpoint, []).append(packed)
 
     def _flush(self) -> None:
         unsent, self._unsent = self._unsent, {}

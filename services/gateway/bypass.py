@@ -106,6 +106,10 @@ class StreamLine:
         is_stream = any(n == b"content-type" and v.startswith(EVENTS) for n, v in names)
         return OpenStream(self._line, to) if to is not None and is_stream else None
 
+    def sign(self, to: ReplyTo) -> None:
+        """Say that the request is here; what is said of it may take long."""
+        self._line.send(to, None)
+
     def close(self) -> None:
         """Drop what is not sent."""
         self._line.close()

@@ -21,7 +21,7 @@ from services.gateway.ask import ask_through
 from services.gateway.bypass import StreamLine
 from services.gateway.errors import Refusal
 from services.gateway.front import Front
-from services.gateway.one_call import DEPLOYMENT, answer_in_one
+from services.gateway.one_call import BROKEN, DEPLOYMENT, answer_in_one
 from services.gateway.settings import gateway_settings
 from services.lifecycle import end_with_parent
 from services.live.feed import LiveFeed
@@ -141,7 +141,7 @@ async def in_time(asked: Awaitable[T], who: str) -> T:
 
 async def broken(request: Request, error: Exception) -> Response:
     """Our own mistakes, which are logged by whoever called this, in the clients' shape."""
-    return Refusal(500, "the gateway failed. This is a bug.").response(request.scope["path"])
+    return BROKEN.response(request.scope["path"])
 
 
 def build_gateway(

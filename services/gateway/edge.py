@@ -16,21 +16,23 @@ import time
 import uuid
 from collections.abc import Callable
 
+from pydantic import TypeAdapter, ValidationError
 from starlette.middleware import Middleware
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from router.errors import PlatformError
 from services.answers import AnswerDesk
 from services.gateway.body import ALONG
 from services.gateway.bypass import BEGUN, HEADER, offer, open_desk
 from services.gateway.full import REFUSED, FullGateways
-from services.gateway.one_call import Asking, OneCall, connect_through_serve, nowhere
+from services.gateway.one_call import Asking, OneCall, Routes, connect_through_serve, nowhere
 from services.gateway.passing import REQUEST_ID, SERVES, Headers, Incoming, Outgoing
 from services.paths import proxy_dir
 
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 2
+ROUTES = f"{SERVES}routes"
 CLIENT_ID = re.compile(rb"^[A-Za-z0-9._:-]{1,128}$")
 FOR_SERVE = frozenset(
     {
@@ -89,7 +91,7 @@ class Edge:
         connect: to an application's gateways, for requests that go there in one call.
         """
         self._app = app
-        self.one_call = OneCall(connect)
+        self.one_call = OneCall(connect, self._routes)
         self._open_desk = open_desk
         self._full = FullGateways()
         self._has_looked = False
@@ -102,6 +104,24 @@ class Edge:
         if self._desk:
             self._desk.close()
             self._desk = None
+
+    async def _routes(self) -> Routes:
+        """Serve's routes, by its proxy's own path for them; none while that is not in service."""
+        body = bytearray()
+
+        async def receive() -> Message:
+            return {"type": "http.request", "body": b""}
+
+        async def send(message: Message) -> None:
+            body.extend(message.get("body", b""))
+
+        asked = {"method": "GET", "path": ROUTES, "raw_path": ROUTES.encode(), "query_string": b""}
+        scope = {"type": "http", "http_version": "1.1", "headers": [], "root_path": "", **asked}
+        await self._app(scope, receive, send)
+        try:
+            return TypeAdapter(Routes).validate_json(bytes(body))
+        except ValidationError:  # words
+            return {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request; other kinds of connection pass."""
@@ -129,9 +149,13 @@ class Edge:
             call = self._desk.open() if self._desk and method == "POST" else None
             offered = [*headers, offer(call), *answer.begun()] if call else headers
             asked = {**scope, "headers": offered}
-            in_one = call and along is not None and attempt == 1 and self.one_call.is_known(path)
+            at = call if along is not None and attempt == 1 else None
             async with answer.expecting(call):
-                if not in_one or not await self.one_call.ask(asked, incoming, answer):
+                if not (
+                    at
+                    and self.one_call.is_known(path)
+                    and await self.one_call.ask(asked, at, incoming, answer)
+                ):
                     await self._app(asked, incoming.from_the_start(), answer)
             if answer.app:
                 self.one_call.learn(path, answer.app)

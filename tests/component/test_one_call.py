@@ -1,15 +1,20 @@
 """Requests from the proxy's middleware to a gateway in one call, with the streams beside it."""
 
 import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import suppress
 
 import httpx
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
+from router.errors import PeerLost
 from services.answers import AnswerDesk
+from services.gateway import one_call
 from services.gateway.bypass import APP, StreamLine
 from services.gateway.edge import Edge
-from services.gateway.one_call import NOT_HERE, Asking, answer_in_one
+from services.gateway.one_call import NOT_HERE, Asking, answer_in_one, app_of
+from services.relayed import Head, Part, RelayedRequest
 from tests.support.streaming import PIECES, TEXT, Proxy, as_app, make_front, text_of
 
 BODY = {"model": "m", "prompt": "Hello", "stream": True}
@@ -134,7 +139,8 @@ async def test_a_stream_that_had_begun_is_gone_on_with(
     front = make_front(line, dies_after=dies_after)
 
     async def dies(packed: bytes) -> bytes:
-        await answer_in_one(front, packed)
+        with suppress(PeerLost):
+            await answer_in_one(front, packed)
         raise RuntimeError("the actor died")
 
     gateways.asking = dies
@@ -153,6 +159,80 @@ async def test_gateways_of_other_hosts_are_left_to_serve_for_a_while(
         assert text_of(await ask(edge)) == TEXT
         assert proxy.through
     assert gateways.n_asked == 1
+
+
+async def test_a_call_that_nobody_takes_is_given_up_when_the_application_is_gone(
+    edge: Edge, proxy: Proxy, gateways: Gateways, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(one_call, "LOOK_S", 0.05)
+
+    async def waits(packed: bytes) -> bytes:
+        proxy.routes = {}
+        await asyncio.Event().wait()
+        return NOT_HERE
+
+    gateways.asking = waits
+    for n_asked in (1, 1):
+        proxy.through.clear()
+        async with asyncio.timeout(10):
+            assert text_of(await ask(edge)) == TEXT
+        assert gateways.n_asked == n_asked, "the second time it is known"
+        assert proxy.through
+
+
+async def test_a_call_that_a_gateway_has_taken_is_waited_for(
+    edge: Edge, proxy: Proxy, gateways: Gateways, monkeypatch: pytest.MonkeyPatch, line: StreamLine
+) -> None:
+    """It is deleted with its application, when it has answered."""
+    monkeypatch.setattr(one_call, "SIGN_S", 0.01)
+    monkeypatch.setattr(one_call, "LOOK_S", 0.1)
+    front = make_front(line)
+    ask_replica = front.ask
+
+    async def late(request: RelayedRequest) -> AsyncGenerator[Head | Part, None]:
+        proxy.routes = {}
+        await asyncio.sleep(0.5)
+        async for answer in ask_replica(request):
+            yield answer
+
+    front.ask = late
+    gateways.asking = lambda packed: answer_in_one(front, packed)
+    assert (await ask(edge, stream=False)).json() == {"choices": []}
+    assert proxy.through == []
+
+
+async def test_a_gateways_own_mistake_is_an_error_and_not_repeated(
+    edge: Edge, proxy: Proxy, gateways: Gateways, monkeypatch: pytest.MonkeyPatch, line: StreamLine
+) -> None:
+    front = make_front(line)
+    monkeypatch.setattr(front, "answer", lambda request: 1 / 0)
+    gateways.asking = lambda packed: answer_in_one(front, packed)
+    answer = await ask(edge)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, 500)
+    assert (proxy.through, gateways.n_asked) == ([], 1)
+
+
+async def test_an_answer_without_its_end_is_a_death(
+    edge: Edge, proxy: Proxy, gateways: Gateways, line: StreamLine
+) -> None:
+    front = make_front(line, dies_after=70)
+    gateways.asking = lambda packed: answer_in_one(front, packed)
+    assert text_of(await ask(edge)) == TEXT
+    assert proxy.through
+
+
+@pytest.mark.parametrize(
+    ("path", "app"),
+    [
+        ("/v1/completions", "ours"),
+        ("/v1/embeddings", "theirs"),
+        ("/v1/embeddings/x", "theirs"),
+        ("/v1/embeddings-x", "ours"),
+    ],
+)
+def test_the_longest_prefix_says_whose_a_path_is(path: str, app: str) -> None:
+    assert app_of(path, {"/": "ours", "/v1/embeddings": "theirs"}) == app
+    assert app_of(path, {}) == ""
 
 
 async def test_a_client_that_leaves_ends_the_call(

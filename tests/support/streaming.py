@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 
 import httpx
 from starlette.requests import Request
+from starlette.responses import JSONResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from services.config import load_config
@@ -30,8 +31,12 @@ class Proxy:
         self.gateways = list(gateways)
         self.through: list[Message] = []
         self.headers: list[tuple[bytes, bytes]] = []
+        self.routes: dict[str, str] = {"/": "expertmesh"}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/-/routes":
+            await JSONResponse(self.routes)(scope, receive, send)
+            return
         self.headers = scope["headers"]
 
         async def keeping(message: Message) -> None:
