@@ -19,9 +19,9 @@ from services.cluster import ControllerClient, node_name, replica_name, tcp_host
 from services.config import DeploymentConfig
 from services.gateway.ask import ask_through
 from services.gateway.bypass import StreamLine
-from services.gateway.errors import Refusal
+from services.gateway.errors import BROKEN, Refusal
 from services.gateway.front import Front
-from services.gateway.one_call import BROKEN, DEPLOYMENT, answer_in_one
+from services.gateway.one_call import DEPLOYMENT, answer_in_one
 from services.gateway.settings import gateway_settings
 from services.lifecycle import end_with_parent
 from services.live.feed import LiveFeed

@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 ATTEMPTS = 2
 ROUTES = f"{SERVES}routes"
+ROUTES_READ = TypeAdapter(Routes)
 CLIENT_ID = re.compile(rb"^[A-Za-z0-9._:-]{1,128}$")
 FOR_SERVE = frozenset(
     {
@@ -119,7 +120,7 @@ class Edge:
         scope = {"type": "http", "http_version": "1.1", "headers": [], "root_path": "", **asked}
         await self._app(scope, receive, send)
         try:
-            return TypeAdapter(Routes).validate_json(bytes(body))
+            return ROUTES_READ.validate_json(bytes(body))
         except ValidationError:  # words
             return {}
 

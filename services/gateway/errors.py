@@ -39,3 +39,6 @@ class Refusal(Exception):
             headers=self.headers,
             media_type="application/json",
         )
+
+
+BROKEN = Refusal(500, "the gateway failed. This is a bug.")

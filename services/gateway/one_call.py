@@ -25,7 +25,7 @@ from starlette.types import Message, Scope
 from router.errors import PeerLost
 from services.answers import Call
 from services.gateway.body import ALONG
-from services.gateway.errors import Refusal
+from services.gateway.errors import BROKEN
 from services.gateway.passing import Incoming, Outgoing
 
 if TYPE_CHECKING:
@@ -45,8 +45,6 @@ SIGN_S = 0.5  # after which a gateway says that it has a request
 LOOK_S = 2.0  # without such a sign, until it is seen whether there still are gateways
 LOOK_EVERY_S = 10.0  # for applications that have come or gone
 PAUSE_S = 60.0  # until such calls are tried again
-
-BROKEN = Refusal(500, "the gateway failed. This is a bug.")
 
 Routes = dict[str, str]
 """Prefix of a path → application."""
@@ -195,9 +193,7 @@ class OneCall:
 def app_of(path: str, routes: Routes) -> str:
     """Whose `path` is, as Serve has it: the longest of the prefixes; nobody's: empty."""
     prefixes = [
-        prefix
-        for prefix in routes
-        if prefix == "/" or path == prefix or path.startswith(prefix.rstrip("/") + "/")
+        prefix for prefix in routes if path == prefix or path.startswith(prefix.rstrip("/") + "/")
     ]
     return routes[max(prefixes, key=len)] if prefixes else ""
 
