@@ -17,6 +17,7 @@ import vllm
 from vllm.config import VllmConfig
 from vllm.distributed import parallel_state
 from vllm.model_executor.custom_op import op_registry_oot
+from vllm.model_executor.layers.attention.mla_attention import MLAAttention
 from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
 from vllm.model_executor.layers.fused_moe.fused_moe_method_base import FusedMoEMethodBase
 from vllm.model_executor.layers.fused_moe.prepare_finalize.no_dp_ep import (
@@ -26,7 +27,8 @@ from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 from vllm.model_executor.layers.fused_moe.runner.shared_experts import SharedExperts
 from vllm.model_executor.model_loader.utils import get_model_architecture
-from vllm.platforms import current_platform
+from vllm.platforms import CpuArchEnum, current_platform
+from vllm.v1.attention import selector
 from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
 
 from router.errors import EngineError
@@ -49,6 +51,14 @@ EXPECTED_KERNELS = {  # of a CPU's, by the first of their arguments; `norms` and
     "rms_norm": ["out", "input", "weight", "epsilon"],
     "fused_add_rms_norm": ["input", "residual", "weight", "epsilon"],
     "rotary_embedding": ["positions", "query", "key", "head_size", "cos_sin_cache", "is_neox"],
+}
+EXPECTED_BFLOAT16_KERNELS = {  # where `has_bfloat16_alone`; `latent` and `packed` call them
+    "decode_attention_cpu": ["query", "k_buffer", "v_buffer", "output"],
+    "extend_attention_cpu": ["q_extend", "k_extend", "v_extend", "o_extend"],
+    "bmm_cpu": ["out", "mat1", "mat2", "is_vnni", "scale"],
+    "concat_and_cache_mla_cpu": ["kv_c_normed", "k_pe", "kv_cache", "slot_mapping"],
+    "convert_weight_packed": ["weight"],
+    "fused_experts_cpu": ["out", "hidden_states", "w1", "w2", "topk_weights", "topk_ids"],
 }
 EXPECTED_ARGUMENTS = ("layer_name", "params_dtype", "moe_config", "quant_config")
 
@@ -73,8 +83,11 @@ def check_vllm() -> None:
         found.append("parallel_state._groups")
     if current_platform.is_cpu():
         current_platform.import_kernels()
-        kernels = EXPECTED_KERNELS.items()
-        found += [f"_C.{name}{tuple(wanted)}" for name, wanted in kernels if not _has(name, wanted)]
+        kernels = EXPECTED_KERNELS | (EXPECTED_BFLOAT16_KERNELS if has_bfloat16_alone() else {})
+        missing = (item for item in kernels.items() if not _has(*item))
+        found += [f"_C.{name}{tuple(wanted)}" for name, wanted in missing]
+    if not hasattr(selector, "_cached_get_attn_backend"):
+        found.append("selector._cached_get_attn_backend")
     if found:
         raise EngineError(
             f"vLLM {vllm.__version__} differs from {VLLM_VERSION}, for which ExpertMesh was "
@@ -123,6 +136,29 @@ def routed_experts_as(
         found.setdefault(kind.__name__, kind)
     with built_as({kind: make(kind) for kind in found.values()}):
         yield
+
+
+def has_bfloat16_alone() -> bool:
+    """Whether this is a CPU with AVX-512's bfloat16 and without AMX.
+
+    vLLM has kernels for it and does not take them; with AMX it does.
+    """
+    return (
+        current_platform.is_cpu()
+        and current_platform.get_cpu_architecture() == CpuArchEnum.X86
+        and torch.cpu._is_avx512_bf16_supported()
+        and not torch.cpu._is_amx_tile_supported()
+    )
+
+
+def forget_attention_backends() -> None:
+    """What vLLM has resolved in this process, so that its registry is asked again."""
+    selector._cached_get_attn_backend.cache_clear()
+
+
+def latent_layers(model: torch.nn.Module) -> list[MLAAttention]:
+    """The layers of latent attention."""
+    return [m for m in model.modules() if isinstance(m, MLAAttention)]
 
 
 def moe_runners(model: torch.nn.Module) -> list[MoERunner]:

@@ -15,7 +15,8 @@ import pytest
 
 from tests.support.compare import TOKENS, command
 from tests.support.families import FAMILIES
-from tests.support.quantised import FORMATS, make_quantised, needs_amx
+from tests.support.hardware import needs_amx, needs_bfloat16
+from tests.support.quantised import FORMATS, make_quantised
 
 LISTED = ["deepseek_v3", "gpt_oss"]  # the others: make test-families
 LARGEST_LOGPROB_DIFFERENCE = 1e-4  # float32; about 2e-5 is seen, from another order of sums
@@ -38,8 +39,10 @@ def compare(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPath
         if family not in seen:
             folder = tmp_path_factory.mktemp("compare")
             out, in_few_bits = folder / f"{family}.json", family in FORMATS
-            model = make_quantised(family, folder)[0] if in_few_bits else checkpoint(family)
-            words, environment = command(model, out, "bfloat16" if in_few_bits else "float32")
+            name, _, dtype = family.partition(" in ")
+            model = make_quantised(name, folder)[0] if in_few_bits else checkpoint(name)
+            dtype = dtype or ("bfloat16" if in_few_bits else "float32")
+            words, environment = command(model, out, dtype)
             done = subprocess.run(
                 words, env=environment, capture_output=True, text=True, timeout=400, check=False
             )
@@ -97,10 +100,14 @@ def test_no_bit_depends_on_the_layout(family: str, compare: Compare) -> None:
         assert seen["layouts"][name] == seen["layouts"]["one"], f"{family}: {name} differs from one"
 
 
-@pytest.mark.extended
-@needs_amx
-@pytest.mark.parametrize("name", FORMATS)
-def test_experts_in_few_bits_answer_as_unmodified_vllm_does(name: str, compare: Compare) -> None:
+def in_few_bits() -> list[Any]:
+    return [pytest.param(name, marks=[pytest.mark.extended, needs_amx]) for name in FORMATS]
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param("deepseek_v3 in bfloat16", marks=needs_bfloat16), *in_few_bits()]
+)
+def test_sixteen_bits_and_fewer_answer_as_unmodified_vllm_does(name: str, compare: Compare) -> None:
     seen = compare(name)
     for layout in LAYOUTS[1:]:
         assert seen["layouts"][layout] == seen["layouts"]["one"], f"{layout} differs from one"

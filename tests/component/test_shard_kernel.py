@@ -11,7 +11,8 @@ import pytest
 from services.hardware import choose_dtype, this_machine
 from tests.support.compare import program
 from tests.support.deepseek_v4 import make_deepseek_v4
-from tests.support.quantised import FORMATS, make_quantised, needs_amx
+from tests.support.hardware import needs_amx
+from tests.support.quantised import FORMATS, make_quantised
 
 MOST_ERROR = 0.03  # of all rows' norm; 0.002 to 0.016 is seen, most where activations are bytes
 

@@ -11,18 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from services.hardware import AMX_FLAG, this_machine
 from tests.support.checkpoints import make_checkpoint
 from tests.support.few_bits import to_awq, to_e2m1, to_e4m3, to_int8
-
-needs_amx = pytest.mark.skipif(
-    AMX_FLAG not in this_machine().flags,
-    reason=f"vLLM needs AMX (flag {AMX_FLAG}) for experts in fewer bits",
-)
 
 Stored = tuple[dict[str, Tensor], Tensor]  # by name, and the values meant
 
