@@ -26,6 +26,7 @@ from router.errors import ShardError
 from services.checkpoint import layer_of, n_experts, read_checkpoint
 from services.experts.kernel import LoadedSlots
 from services.experts.lone_rows import filled_up, rows_stand_alone
+from services.experts.packed import packed_experts
 from services.experts.weights import ExpertTensors
 from services.vllm_hooks import (
     Compute,
@@ -146,7 +147,7 @@ class VllmKernel:
         """A loaded, packed `RoutedExperts` that holds just `experts`."""
         runner = self._runners[layer]
         skeleton = runner.routed_experts
-        with self._building(self.device):
+        with self._building(self.device), packed_experts():
             built = slot_experts(skeleton, self._arguments[skeleton.layer_name], len(experts))
             for parameter in built.parameters():
                 parameter.data.zero_()

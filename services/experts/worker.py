@@ -23,6 +23,7 @@ from router.rows import Rows
 from router.table import ShardAddress
 from services.experts.account import WorkerStats
 from services.experts.kernel import ExpertKernel, LoadedSlots
+from services.experts.threads import threads_for
 from services.experts.watch import ShardWatch, named
 from services.lifecycle import give_back_memory, keep_memory, let_others_first
 from services.tracing import Tracing
@@ -42,7 +43,7 @@ class ShardWorker:
     def __init__(
         self, kernel: ExpertKernel, port: RowPort, *, threads: int, tracing: Tracing | None = None
     ) -> None:
-        """threads: CPU threads of the kernel, less those that a sender keeps busy meanwhile."""
+        """threads: CPU threads of the kernel at most, less those that a sender keeps busy."""
         self._kernel = kernel
         self._port = port
         self._threads = self._threads_now = threads
@@ -187,8 +188,10 @@ class ShardWorker:
         missing = np.unique(wanted[self._slot_of[layer][wanted] < 0])
         return f"layer {layer} experts {missing.tolist()} are not held here"
 
-    def _use_threads(self, busy: int) -> None:
-        threads = max(1, self._threads - busy)
+    def _use_threads(self, busy: int, n_pairs: int) -> None:
+        n_layers, n_slots = self._held.shape
+        expert_bytes = self._kernel.weight_bytes() // (n_layers * n_slots)
+        threads = threads_for(n_pairs, expert_bytes, most=self._threads - busy)
         if threads != self._threads_now:
             torch.set_num_threads(threads)
             self._threads_now = threads
@@ -203,7 +206,7 @@ class ShardWorker:
                 n_pairs += delivery.request.pair_rows.size
         if not waiting:
             return
-        self._use_threads(max(delivery.request.busy_threads for delivery in waiting))
+        self._use_threads(max(delivery.request.busy_threads for delivery in waiting), n_pairs)
         try:
             rows = to_host(self._kernel.run(layer, *room.on_device(n_pairs)))
         except RuntimeError as error:
