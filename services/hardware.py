@@ -69,15 +69,16 @@ def choose_dtype(flags: set[str] | frozenset[str], has_gpu: bool, requested: str
 def choose_threads(cores: int, attention_replicas: int, shards: int) -> tuple[int, int]:
     """Threads of one attention replica and of one shard.
 
-    One attention replica and the shards take turns, layer by layer, so the shards get all cores.
+    Attention and the shards take turns, layer by layer, so the shards get all cores; a batch is
+    given as many of them as it is worth (`services.experts.threads`). That holds with several
+    replicas too (measured with two, on two cores: DECISIONS.md).
     The attention side gets half: its threads must sleep while rows are away, and waking them for
     each of its many small operations takes longer than they save (measured on two cores, 107M
     model of DeepSeek-V3's shape, 1/8/32 sequences: 27/40/63 ms a step with one thread, 43/57/94
-    with two). Several replicas compute while others' rows are away: then both sides get half.
+    with two).
     """
     for_attention = cores // 2
-    for_shards = cores if attention_replicas == 1 else cores - for_attention
-    return max(1, for_attention // attention_replicas), max(1, for_shards // shards)
+    return max(1, for_attention // attention_replicas), max(1, cores // shards)
 
 
 def _text(file: Path) -> str:

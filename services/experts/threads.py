@@ -1,6 +1,6 @@
 """How many CPU threads a batch of rows is worth."""
 
-BYTES_A_THREAD = 64 * 2**20
+BYTES_A_THREAD = 32 * 2**20
 """Of weights that rows go through. Waking another thread takes 0.1 to 0.2 ms a call, and it takes
 a core from whoever computes meanwhile: below this it is not made up for (DECISIONS.md)."""
 

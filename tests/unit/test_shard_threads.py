@@ -12,9 +12,9 @@ SMALL, LARGE = 786_432, 88_080_384  # bytes of the benchmark's experts and of De
     [
         (4, SMALL, 8, 1),
         (32, SMALL, 8, 1),
-        (128, SMALL, 8, 2),
-        (1, LARGE, 8, 2),
-        (8, LARGE, 64, 11),
+        (128, SMALL, 8, 4),
+        (1, LARGE, 8, 3),
+        (8, LARGE, 64, 22),
         (4096, SMALL, 8, 8),
         (1, BYTES_A_THREAD - 1, 8, 1),
         (1, BYTES_A_THREAD, 8, 2),
