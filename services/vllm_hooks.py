@@ -17,7 +17,6 @@ import vllm
 from vllm.config import VllmConfig
 from vllm.distributed import parallel_state
 from vllm.model_executor.custom_op import op_registry_oot
-from vllm.model_executor.layers.attention.mla_attention import MLAAttention
 from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
 from vllm.model_executor.layers.fused_moe.fused_moe_method_base import FusedMoEMethodBase
 from vllm.model_executor.layers.fused_moe.prepare_finalize.no_dp_ep import (
@@ -154,11 +153,6 @@ def has_bfloat16_alone() -> bool:
 def forget_attention_backends() -> None:
     """What vLLM has resolved in this process, so that its registry is asked again."""
     selector._cached_get_attn_backend.cache_clear()
-
-
-def latent_layers(model: torch.nn.Module) -> list[MLAAttention]:
-    """The layers of latent attention."""
-    return [m for m in model.modules() if isinstance(m, MLAAttention)]
 
 
 def moe_runners(model: torch.nn.Module) -> list[MoERunner]:

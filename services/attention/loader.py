@@ -22,7 +22,7 @@ from vllm.model_executor.layers.quantization.base_config import QuantizationConf
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
 from router.errors import CheckpointError
-from services.attention.latent import latent_attention, settle_weights
+from services.attention.latent import latent_attention
 from services.attention.rotary import flat_rotary
 from services.checkpoint import is_routed_expert
 from services.lifecycle import give_back_memory, keep_memory, let_others_first
@@ -69,7 +69,6 @@ class AttentionLoader(DefaultModelLoader):
                 f"{model_config.model} has no mixture-of-experts layer: serve it with vLLM itself"
             )
         if on_cpu:
-            settle_weights(model)
             close_lone_groups()
             give_back_memory()
             keep_memory()

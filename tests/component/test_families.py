@@ -15,7 +15,7 @@ import pytest
 
 from tests.support.compare import TOKENS, command
 from tests.support.families import FAMILIES
-from tests.support.hardware import needs_amx, needs_bfloat16
+from tests.support.hardware import bfloat16_alone, needs_amx, needs_bfloat16
 from tests.support.quantised import FORMATS, make_quantised
 
 LISTED = ["deepseek_v3", "gpt_oss"]  # the others: make test-families
@@ -118,6 +118,8 @@ def test_sixteen_bits_and_fewer_answer_as_unmodified_vllm_does(name: str, compar
     swapped = median_difference(seen["reference"], seen["swapped"])
     print(f"{name}: median logprob difference {difference:.2g}, experts swapped {swapped:.2g}")
     assert difference < MEDIAN_LOGPROB_DIFFERENCE < swapped
+    has_own = name == "deepseek_v3 in bfloat16" and bfloat16_alone()
+    assert (seen["backends"] == ["LatentBackend"]) is has_own
 
 
 @pytest.mark.parametrize("family", families())

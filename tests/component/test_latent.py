@@ -3,28 +3,50 @@
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from vllm.config import VllmConfig
-from vllm.model_executor.layers.attention.mla_attention import MLAAttention
-from vllm.platforms import current_platform
+from vllm.config import CacheConfig, VllmConfig
+from vllm.platforms import CpuArchEnum, current_platform
+from vllm.v1.attention.backends.mla.amx_mla import AMXMLAMetadataBuilder
 from vllm.v1.attention.backends.mla.cpu_mla import CPUMLABackend
 
+from services import vllm_hooks
 from services.attention import latent
-from services.attention.latent import REFERENCE, LatentBackend, latent_attention, settle_weights
+from services.attention.latent import (
+    REFERENCE,
+    LatentBackend,
+    LatentImpl,
+    LatentMetadataBuilder,
+    fill_up,
+    filled_up,
+    latent_attention,
+)
 from services.vllm_hooks import has_bfloat16_alone
 from tests.support.hardware import bfloat16_alone, needs_bfloat16_alone
 
-HEADS, LATENT, ROPE, BLOCK = 8, 512, 64, 16
+HEADS, LATENT, PLAIN, ROPE, VALUE, BLOCK = 8, 512, 64, 64, 96, 16
+WIDTH = LATENT + ROPE
 
 
 def engine(**other: Any) -> Any:
     """As much of an engine's configuration as is looked at."""
-    asked = {"dtype": torch.bfloat16, "quant_config": None, "backend": None} | other
+    asked = {
+        "dtype": torch.bfloat16,
+        "quant_config": None,
+        "backend": None,
+        "backend_per_kind": {},
+        "cache_dtype": "auto",
+        "v_head_dim": VALUE,
+    } | other
+    text = SimpleNamespace(qk_nope_head_dim=PLAIN, v_head_dim=asked["v_head_dim"])
     return SimpleNamespace(
-        model_config=SimpleNamespace(dtype=asked["dtype"]),
+        model_config=SimpleNamespace(dtype=asked["dtype"], hf_text_config=text),
         quant_config=asked["quant_config"],
-        attention_config=SimpleNamespace(backend=asked["backend"]),
+        cache_config=SimpleNamespace(cache_dtype=asked["cache_dtype"]),
+        attention_config=SimpleNamespace(
+            backend=asked["backend"], backend_per_kind=asked["backend_per_kind"]
+        ),
     )
 
 
@@ -53,6 +75,9 @@ def test_models_that_are_built_meanwhile_have_it(monkeypatch: pytest.MonkeyPatch
         {"dtype": torch.float16},
         {"quant_config": object()},
         {"backend": REFERENCE},
+        {"backend_per_kind": {"mla_attention": REFERENCE}},
+        {"cache_dtype": "bfloat16"},
+        {"v_head_dim": 48},
     ],
 )
 def test_others_keep_vllms(other: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,11 +87,24 @@ def test_others_keep_vllms(other: dict[str, Any], monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(
-    ("bfloat16", "amx", "expected"), [(True, False, True), (True, True, False), (False,) * 3]
+    ("bfloat16", "amx", "cpu", "expected"),
+    [
+        (True, False, CpuArchEnum.X86, True),
+        (True, True, CpuArchEnum.X86, False),
+        (False, False, CpuArchEnum.X86, False),
+        (True, False, CpuArchEnum.ARM, False),
+        (True, False, None, False),  # the engine computes on a GPU
+    ],
 )
 def test_it_is_for_cpus_with_bfloat16_and_no_amx(
-    bfloat16: bool, amx: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
+    bfloat16: bool,
+    amx: bool,
+    cpu: CpuArchEnum | None,
+    expected: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    platform = SimpleNamespace(is_cpu=lambda: cpu is not None, get_cpu_architecture=lambda: cpu)
+    monkeypatch.setattr(vllm_hooks, "current_platform", platform)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bfloat16)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     assert has_bfloat16_alone() is expected
@@ -75,28 +113,95 @@ def test_it_is_for_cpus_with_bfloat16_and_no_amx(
 
 
 def test_this_machine_is_seen_as_it_is() -> None:
-    assert has_bfloat16_alone() is bfloat16_alone()
+    assert has_bfloat16_alone() is (current_platform.is_cpu() and bfloat16_alone())
 
 
-def test_weights_of_the_reference_lie_as_its_product_wants_them() -> None:
-    layer = MLAAttention.__new__(MLAAttention)
-    torch.nn.Module.__init__(layer)
-    both = torch.randn(LATENT, HEADS, 128)
-    for name, weight in (
-        ("W_UV", both[..., 64:].transpose(0, 1)),
-        ("W_UK_T", both[..., :64].permute(1, 2, 0)),
-    ):
-        layer.register_parameter(name, torch.nn.Parameter(weight, requires_grad=False))
-        assert not getattr(layer, name).is_contiguous()
-    meant = [weight.clone() for weight in layer.parameters()]
-    settle_weights(torch.nn.ModuleList([torch.nn.Linear(2, 2), layer]))
-    for weight, value in zip(layer.parameters(), meant, strict=True):
-        assert weight.is_contiguous()
-        assert torch.equal(weight, value)
+def test_a_configuration_of_vllms_has_what_is_asked_for() -> None:
+    config = VllmConfig()
+    assert config.quant_config is None
+    assert config.attention_config.backend is None
+    assert not config.attention_config.backend_per_kind
+    assert CacheConfig().cache_dtype == "auto"
+
+
+def test_how_a_row_is_decoded_does_not_depend_on_the_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    built = SimpleNamespace(decode=SimpleNamespace(num_kv_splits=4), prefill=None)
+    monkeypatch.setattr(AMXMLAMetadataBuilder, "build", lambda *_: built)
+    builder = LatentMetadataBuilder.__new__(LatentMetadataBuilder)
+    assert builder.build(0, None).decode.num_kv_splits == 1
+
+
+def test_prompts_have_few_lengths() -> None:
+    lengths = np.arange(1, 8193)
+    filled = filled_up(lengths)
+    assert (filled >= lengths).all()
+    assert (filled - lengths <= np.maximum(15, lengths / 4)).all()
+    assert np.unique(filled % 768).size <= 28  # what the kernel's blocks leave over, in its widest
+    assert filled_up(np.array([16, 256, 320])).tolist() == [16, 256, 320]
+
+
+def prompts(lengths: list[int]) -> Any:
+    """As much of a step's metadata as the kernel is given, as vLLM builds it."""
+    counts = torch.tensor(lengths)
+    return SimpleNamespace(
+        extend_seq_lens=counts,
+        extend_start_loc=counts.cumsum(0) - counts,
+        max_len_extend=max(lengths),
+        cpu_seq_lens=counts.clone(),
+        req_to_token=torch.zeros(len(lengths), max(lengths), dtype=torch.int64),
+        req_pool_indices=torch.arange(len(lengths)),
+    )
 
 
 @needs_bfloat16_alone
-@pytest.mark.parametrize("lengths", [[1], [5, 16, 17, 100], [40] * 33, [700, 3]])
+@pytest.mark.parametrize("lengths", [[1], [64], [5, 16, 17, 100], [300, 3, 257]])
+def test_reads_prompts_as_arithmetic_says(lengths: list[int]) -> None:
+    current_platform.import_kernels()
+    generator = torch.Generator().manual_seed(len(lengths))
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator).bfloat16()
+
+    weight = draw(HEADS * (PLAIN + VALUE), LATENT) * LATENT**-0.5
+    impl = bare()
+    impl.kv_b_proj = SimpleNamespace(weight=weight, quant_method=None)
+    impl.process_weights_after_loading(torch.bfloat16)
+    count = sum(lengths)
+    q, latents, k_pe = draw(count, HEADS, PLAIN + ROPE), draw(count, LATENT), draw(count, 1, ROPE)
+    metadata, out = SimpleNamespace(prefill=prompts(lengths)), draw(count, HEADS * VALUE)
+    fill_up(metadata.prefill)
+    cache = torch.zeros(1, BLOCK, WIDTH, dtype=torch.bfloat16)
+    impl.forward_mha(q, latents, k_pe, cache, metadata, torch.ones(1), out)
+    of_heads = weight.double().view(HEADS, PLAIN + VALUE, LATENT)
+    start = 0
+    for length in lengths:
+        rows = slice(start, start + length)
+        keys = torch.einsum("sl,hpl->hsp", latents[rows].double(), of_heads)
+        roped = k_pe[rows].double().transpose(0, 1).expand(HEADS, -1, -1)
+        scores = q[rows].double().transpose(0, 1) @ torch.cat(
+            [keys[..., :PLAIN], roped], -1
+        ).transpose(1, 2)
+        masked = (scores * impl.scale).masked_fill(
+            torch.ones(length, length).triu(1).bool(), -torch.inf
+        )
+        meant = (torch.softmax(masked, -1) @ keys[..., PLAIN:]).transpose(0, 1).flatten(1)
+        torch.testing.assert_close(out[rows].double(), meant, rtol=0.03, atol=0.03)
+        start += length
+
+
+def bare() -> Any:
+    """vLLM's object without an engine around it."""
+    impl = LatentImpl.__new__(LatentImpl)
+    impl.head_size, impl.kv_lora_rank, impl.num_heads = WIDTH, LATENT, HEADS
+    impl.qk_nope_head_dim, impl.qk_rope_head_dim, impl.v_head_dim = PLAIN, ROPE, VALUE
+    impl.scale = (PLAIN + ROPE) ** -0.5
+    return impl
+
+
+@needs_bfloat16_alone
+@pytest.mark.parametrize("lengths", [[1], [5, 16, 17, 100], [40] * 33, [1500, 3]])
 def test_decodes_as_arithmetic_says(lengths: list[int]) -> None:
     """Blocks of the cache lie anywhere, and a row's bits do not depend on the others."""
     current_platform.import_kernels()
@@ -106,9 +211,9 @@ def test_decodes_as_arithmetic_says(lengths: list[int]) -> None:
     table = torch.zeros(len(lengths), max(blocks), dtype=torch.int32)
     for row, taken in enumerate(blocks):
         table[row, :taken], places = places[:taken], places[taken:]
-    width = LATENT + ROPE
-    cache = torch.randn(sum(blocks) + 3, BLOCK, width, generator=generator).bfloat16()
-    q = torch.randn(len(lengths), HEADS, width, generator=generator).bfloat16()
+    cache = torch.randn(sum(blocks) + 3, BLOCK, WIDTH, generator=generator).bfloat16()
+    q = torch.randn(len(lengths), HEADS, WIDTH, generator=generator).bfloat16()
+    impl = bare()
 
     def decode(rows: slice) -> torch.Tensor:
         decode = SimpleNamespace(
@@ -117,9 +222,6 @@ def test_decodes_as_arithmetic_says(lengths: list[int]) -> None:
             req_pool_indices=torch.arange(len(lengths[rows])),
             num_kv_splits=1,
         )
-        impl = LatentBackend.get_impl_cls().__new__(LatentBackend.get_impl_cls())
-        impl.head_size, impl.kv_lora_rank, impl.num_heads = width, LATENT, HEADS
-        impl.scale = width**-0.5
         out: torch.Tensor
         out, _ = impl.forward_mqa(q[rows], cache, SimpleNamespace(decode=decode), None)
         return out
@@ -127,13 +229,7 @@ def test_decodes_as_arithmetic_says(lengths: list[int]) -> None:
     whole = decode(slice(None))
     for row, length in enumerate(lengths):
         keys = cache[table[row].long()].flatten(0, 1)[:length].double()
-        weights = torch.softmax(q[row].double() @ keys.T * width**-0.5, -1)
+        weights = torch.softmax(q[row].double() @ keys.T * impl.scale, -1)
         meant = weights @ keys[:, :LATENT]
         torch.testing.assert_close(whole[row].double(), meant, rtol=0.02, atol=0.02)
         assert torch.equal(decode(slice(row, row + 1))[0], whole[row])
-
-
-def test_a_configuration_of_vllms_has_what_is_asked_for() -> None:
-    config = VllmConfig()
-    assert config.quant_config is None
-    assert config.attention_config.backend is None

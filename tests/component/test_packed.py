@@ -28,7 +28,6 @@ from services.experts.packed import PackedExperts, packed_experts
 from tests.support.hardware import needs_amx, needs_bfloat16_alone
 
 HIDDEN, INTERMEDIATE, EXPERTS = 96, 64, 4
-GPT_OSS = {"activation": MoEActivation.SWIGLUOAI, "has_bias": True}
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +68,13 @@ def test_layers_that_are_built_meanwhile_have_it() -> None:
 
 @pytest.mark.parametrize(
     "other",
-    [{"in_dtype": torch.float32}, {"in_dtype": torch.float16}, GPT_OSS, {"swiglu_limit": 7.0}],
+    [
+        {"in_dtype": torch.float32},
+        {"in_dtype": torch.float16},
+        {"activation": MoEActivation.SWIGLUOAI},
+        {"has_bias": True},
+        {"swiglu_limit": 7.0},
+    ],
 )
 def test_other_layers_keep_vllms(other: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
     """It knows SwiGLU alone, without limits and biases, in bfloat16."""

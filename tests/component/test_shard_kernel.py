@@ -11,7 +11,7 @@ import pytest
 from services.hardware import choose_dtype, this_machine
 from tests.support.compare import program
 from tests.support.deepseek_v4 import make_deepseek_v4
-from tests.support.hardware import needs_amx
+from tests.support.hardware import bfloat16_alone, needs_amx
 from tests.support.quantised import FORMATS, make_quantised
 
 MOST_ERROR = 0.03  # of all rows' norm; 0.002 to 0.016 is seen, most where activations are bytes
@@ -45,6 +45,7 @@ def test_rows_in_this_machines_type(checkpoint: Callable[[str], Path]) -> None:
     told = seen(folder, choose_dtype(this_machine().flags, False, "auto"), folder)
     check(told)
     assert told["is_called_alone"]
+    assert (told["experts"] == "PackedExperts") is bfloat16_alone()
     assert told["rows_that_differ_within_vllms_layers"] == 0
 
 

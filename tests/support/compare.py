@@ -71,6 +71,16 @@ def expert_parameter_bytes(llm: Any) -> int:
     return int(llm.apply_model(count)[0])
 
 
+def attention_backends(llm: Any) -> list[str]:
+    """The kinds of attention in the engine's model."""
+
+    def kinds(model: Any) -> list[str]:
+        found = (getattr(module, "attn_backend", None) for module in model.modules())
+        return sorted({kind.__name__ for kind in found if kind is not None})
+
+    return list(llm.apply_model(kinds)[0])
+
+
 def main(folder: Path, out: Path, dtype: str) -> None:
     """Compare and write what was seen."""
     from services.attention.engine_args import cpu_engine_args, own_operators
@@ -93,6 +103,7 @@ def main(folder: Path, out: Path, dtype: str) -> None:
         extra |= own_operators() | pool.call("engine_args")
         llm = engine(folder, dtype, worker_cls=WORKER, **extra)
         result["attention_expert_bytes"] = expert_parameter_bytes(llm)
+        result["backends"] = attention_backends(llm)
         result["shards"] = pool.call("shard_facts")
         result["rows_that_differ_by_threads"] = pool.call("rows_that_differ_by_threads")
         result["layouts"] = {}

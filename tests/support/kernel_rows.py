@@ -48,6 +48,7 @@ def main(folder: Path, dtype: str, twin: Path, twins_dtype: str) -> dict[str, An
         "error_of_another_expert": float((swapped.float() - exact).norm() / exact.norm()),
         "rows_that_differ_within_vllms_layers": int((whole != within).any(1).sum()),
         "is_called_alone": experts_alone(kernel._filled[0]) is not None,
+        "experts": type(experts_alone(kernel._filled[0])).__name__,
         "differing_batches": differing,
         "rows_that_differ_in_another_slot": int((moved != of_last).any(1).sum()),
         "weight_bytes": kernel.weight_bytes(),

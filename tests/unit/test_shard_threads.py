@@ -2,7 +2,7 @@
 
 import pytest
 
-from services.experts.threads import BYTES_A_THREAD, threads_for
+from services.experts.threads import WORTH_BYTES, threads_for
 
 SMALL, LARGE = 786_432, 88_080_384  # bytes of the benchmark's experts and of DeepSeek-V3's
 
@@ -12,12 +12,10 @@ SMALL, LARGE = 786_432, 88_080_384  # bytes of the benchmark's experts and of De
     [
         (4, SMALL, 8, 1),
         (32, SMALL, 8, 1),
-        (128, SMALL, 8, 4),
-        (1, LARGE, 8, 3),
-        (8, LARGE, 64, 22),
-        (4096, SMALL, 8, 8),
-        (1, BYTES_A_THREAD - 1, 8, 1),
-        (1, BYTES_A_THREAD, 8, 2),
+        (128, SMALL, 8, 8),
+        (1, LARGE, 8, 8),
+        (1, WORTH_BYTES - 1, 8, 1),
+        (1, WORTH_BYTES, 8, 8),
         (8, LARGE, 1, 1),
         (8, LARGE, 0, 1),  # a sender keeps all of them busy
         (1, 0, 8, 1),  # nothing is loaded
