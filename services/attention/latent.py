@@ -155,5 +155,6 @@ def _fits(config: VllmConfig) -> bool:
         and asked.backend is None
         and not asked.backend_per_kind
         and not REFERENCE.is_overridden()
+        and model.get_head_size() in LatentBackend.get_supported_head_sizes()
         and all(getattr(model.hf_text_config, part, 0) % WHOLE == 0 for part in parts)
     )

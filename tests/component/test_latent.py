@@ -38,10 +38,13 @@ def engine(**other: Any) -> Any:
         "backend_per_kind": {},
         "cache_dtype": "auto",
         "v_head_dim": VALUE,
+        "head_size": WIDTH,
     } | other
     text = SimpleNamespace(qk_nope_head_dim=PLAIN, v_head_dim=asked["v_head_dim"])
     return SimpleNamespace(
-        model_config=SimpleNamespace(dtype=asked["dtype"], hf_text_config=text),
+        model_config=SimpleNamespace(
+            dtype=asked["dtype"], hf_text_config=text, get_head_size=lambda: asked["head_size"]
+        ),
         quant_config=asked["quant_config"],
         cache_config=SimpleNamespace(cache_dtype=asked["cache_dtype"]),
         attention_config=SimpleNamespace(
@@ -78,6 +81,7 @@ def test_models_that_are_built_meanwhile_have_it(monkeypatch: pytest.MonkeyPatch
         {"backend_per_kind": {"mla_attention": REFERENCE}},
         {"cache_dtype": "bfloat16"},
         {"v_head_dim": 48},
+        {"head_size": 320},
     ],
 )
 def test_others_keep_vllms(other: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
