@@ -32,7 +32,7 @@ WHOLE = 32  # the kernels take heads whose parts are multiples of so many number
 SHORT, SHORT_STEP, STEP = 256, 16, 64  # tokens of a prompt, and what its length is a multiple of
 
 
-def filled_up(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+def filled_lengths(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
     """The lengths [P] that prompts of these are computed with."""
     step = np.where(lengths <= SHORT, SHORT_STEP, STEP)
     filled: NDArray[np.int64] = -(-lengths // step) * step
@@ -58,7 +58,7 @@ def fill_up(prefill: Any) -> None:
     behind it, and kept_rows [T], where the step's own are among those; None if none is added.
     """
     lengths, starts = prefill.extend_seq_lens.numpy(), prefill.extend_start_loc.numpy()
-    filled = filled_up(lengths)
+    filled = filled_lengths(lengths)
     more = filled - lengths
     prefill.filled_rows = prefill.kept_rows = None
     if not more.any():
@@ -104,7 +104,7 @@ class LatentImpl(AMXMLAImpl):
 
 
 class LatentBackend(AMXMLABackend):
-    """vLLM's for AMX, which takes blocks of any size."""
+    """vLLM's for AMX, with the reference's name and blocks: the kernels take blocks of any size."""
 
     @staticmethod
     def get_name() -> str:

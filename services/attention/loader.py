@@ -56,7 +56,7 @@ class AttentionLoader(DefaultModelLoader):
         with (
             routed_experts_as(vllm_config, _without_weights),
             flat_rotary() if on_cpu else nullcontext(),
-            latent_attention(vllm_config) if on_cpu else nullcontext(),
+            latent_attention(vllm_config),
         ):
             model: torch.nn.Module = super().load_model(vllm_config, model_config, prefix)
         log.info(

@@ -100,12 +100,12 @@ def test_no_bit_depends_on_the_layout(family: str, compare: Compare) -> None:
         assert seen["layouts"][name] == seen["layouts"]["one"], f"{family}: {name} differs from one"
 
 
-def in_few_bits() -> list[Any]:
+def few_bits() -> list[Any]:
     return [pytest.param(name, marks=[pytest.mark.extended, needs_amx]) for name in FORMATS]
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param("deepseek_v3 in bfloat16", marks=needs_bfloat16), *in_few_bits()]
+    "name", [pytest.param("deepseek_v3 in bfloat16", marks=needs_bfloat16), *few_bits()]
 )
 def test_sixteen_bits_and_fewer_answer_as_unmodified_vllm_does(name: str, compare: Compare) -> None:
     seen = compare(name)

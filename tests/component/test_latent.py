@@ -19,7 +19,7 @@ from services.attention.latent import (
     LatentImpl,
     LatentMetadataBuilder,
     fill_up,
-    filled_up,
+    filled_lengths,
     latent_attention,
 )
 from services.vllm_hooks import has_bfloat16_alone
@@ -139,11 +139,11 @@ def test_how_a_row_is_decoded_does_not_depend_on_the_batch(
 
 def test_prompts_have_few_lengths() -> None:
     lengths = np.arange(1, 8193)
-    filled = filled_up(lengths)
+    filled = filled_lengths(lengths)
     assert (filled >= lengths).all()
     assert (filled - lengths <= np.maximum(15, lengths / 4)).all()
     assert np.unique(filled % 768).size <= 28  # what the kernel's blocks leave over, in its widest
-    assert filled_up(np.array([16, 256, 320])).tolist() == [16, 256, 320]
+    assert filled_lengths(np.array([16, 256, 320])).tolist() == [16, 256, 320]
 
 
 def prompts(lengths: list[int]) -> Any:
