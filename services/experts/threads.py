@@ -1,8 +1,8 @@
 """How many CPU threads a batch of rows is worth."""
 
-WORTH_BYTES = 32 * 2**20
+WORTH_BYTES = 4 * 2**20
 """Of weights that rows go through. Waking threads takes 0.1 to 0.2 ms a call, and takes cores from
-whoever computes meanwhile: below this it is not made up for (two cores, DECISIONS.md)."""
+whoever computes meanwhile: below this it is not made up for on any machine seen (DECISIONS.md)."""
 
 
 def threads_for(n_pairs: int, expert_bytes: int, *, most: int) -> int:
