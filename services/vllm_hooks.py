@@ -23,6 +23,7 @@ from vllm.model_executor.layers.fused_moe.prepare_finalize.no_dp_ep import (
     MoEPrepareAndFinalizeNoDPEPModular,
 )
 from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
+from vllm.model_executor.layers.fused_moe.router.cpu_router import CPURouter
 from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 from vllm.model_executor.layers.fused_moe.runner.shared_experts import SharedExperts
 from vllm.model_executor.model_loader.utils import get_model_architecture
@@ -37,6 +38,11 @@ EXPECTED_METHODS = {
     (RoutedExperts, "_get_quant_method"): "prefix quant_config moe_config",
     (RoutedExperts, "_ensure_moe_quant_config_init"): "",
     (RoutedExperts, "get_expert_weights"): "",
+    (CPURouter, "__init__"): (
+        "top_k global_num_experts use_grouped_topk num_expert_group topk_group renormalize "
+        "scoring_func routed_scaling_factor e_score_correction_bias custom_routing_function "
+        "hash_indices_table eplb_state"
+    ),
     (CPUUnquantizedExperts, "apply"): (
         "output hidden_states w1 w2 topk_weights topk_ids activation global_num_experts expert_map "
         "a1q_scale a2_scale workspace13 workspace2 expert_tokens_meta apply_router_weight_on_input"

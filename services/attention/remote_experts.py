@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from vllm.model_executor.layers.fused_moe.runner.shared_experts import SharedExpertsOrder
 
+from services.attention.gating import compile_gate
 from services.attention.remote_pool import RemotePool
 from services.attention.settings import RemoteSettings
 from services.vllm_hooks import NO_OUTPUTS, RemoteMethod, exchange_outputs, moe_runners
@@ -25,6 +26,7 @@ def connect_layers(model: torch.nn.Module, settings: RemoteSettings) -> None:
     for layer, runner in enumerate(runners):
         experts = runner.routed_experts
         experts.quant_method = RemoteExperts(experts, pool=pool, layer=layer)
+        compile_gate(runner.router)
     pool.wait_until_complete(len(runners))
     pool.follow_while_idle()
 

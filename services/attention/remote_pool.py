@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from router import choose, combine, dispatch, service_times
+from router import choose, combine, dispatch, grouped_topk, service_times
 from router.errors import RoutingError
 from router.exchange import LayerExchange, SendNumbers
 from router.rows import Rows
@@ -69,7 +69,7 @@ class RemotePool:
     @classmethod
     def connect(cls, settings: RemoteSettings) -> "RemotePool":
         """Join this replica's server process and take the keys it hands out."""
-        for module in (choose, dispatch, combine, service_times):
+        for module in (grouped_topk, choose, dispatch, combine, service_times):
             module.warm_up()  # compiled in the middle of a step they would stall every stream
         feed = TableFeed(settings.feed)
         keys = feed.join()
