@@ -61,17 +61,23 @@ def resolve(config: DeploymentConfig, machine: Machine, experts: int) -> Deploym
     """The same deployment with dtype, slots and threads worked out."""
     attention, pool, local = config.attention, config.pool, config.ray.address is None
     if local:
-        threads = choose_threads(machine.cores, attention.replicas, pool.shards)
+        few, many, of_shard = choose_threads(machine.cores, attention.replicas, pool.shards)
     else:  # other machines: an actor has the cores that Ray reserves for it
-        threads = max(1, int(attention.cpus)), max(1, int(pool.cpus))
+        few = many = max(1, int(attention.cpus))
+        of_shard = max(1, int(pool.cpus))
     dtype = choose_dtype(machine.flags, bool(attention.gpus or pool.gpus), config.model.dtype)
     return config.model_copy(
         update={
             "model": config.model.model_copy(update={"dtype": dtype}),
-            "attention": attention.model_copy(update={"threads": attention.threads or threads[0]}),
+            "attention": attention.model_copy(
+                update={
+                    "threads": attention.threads or few,
+                    "prompt_threads": attention.prompt_threads or attention.threads or many,
+                }
+            ),
             "pool": pool.model_copy(
                 update={
-                    "threads": pool.threads or threads[1],
+                    "threads": pool.threads or of_shard,
                     "slots_per_layer": pool.slots_for(experts),
                 }
             ),

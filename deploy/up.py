@@ -114,7 +114,8 @@ def describe(checked: Preflight, machine: Machine, progress: Progress) -> None:
     )
     progress.say(
         f"dtype {config.model.dtype}, {machine.cores} cores: attention "
-        f"{config.attention.replicas} x {config.attention.threads} threads, shards "
+        f"{config.attention.replicas} x {config.attention.threads} threads "
+        f"({config.attention.prompt_threads} for prompts), shards "
         f"{config.pool.shards} x {config.pool.threads} threads, "
         f"{config.pool.slots_per_layer} slots a layer"
     )

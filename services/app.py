@@ -101,6 +101,7 @@ def _beside_the_api(config: DeploymentConfig) -> dict[str, Any]:
 
 def _llm_config(config: DeploymentConfig) -> LLMConfig:
     attention, model = config.attention, config.model
+    most_threads = max(attention.threads or 1, attention.prompt_threads or 1)
     on_gpu = attention.gpus > 0
     engine: dict[str, Any] = {
         "load_format": LOAD_FORMAT,
@@ -131,7 +132,7 @@ def _llm_config(config: DeploymentConfig) -> LLMConfig:
             "health_check_period_s": 5,
             "logging_config": QUIET,
         },
-        runtime_env=_environment(config, attention.threads or 1),
+        runtime_env=_environment(config, most_threads),
         experimental_configs={
             CONFIG_KEY: {"config": config.model_dump(), "app": config.name},
         },

@@ -43,6 +43,9 @@ class AttentionConfig(Section):
     replicas: AtLeastOne = 1
     # Threads of one replica's engine, >= 1. None: worked out from the machine's cores.
     threads: AtLeastOne | None = None
+    # Its threads in a step of 128 tokens and more, which reads prompts, >= 1. None: if `threads` is
+    # set, as many; else all of the cores that the replicas and the shards of a machine share.
+    prompt_threads: AtLeastOne | None = None
     # Ray CPUs reserved for a replica; a scheduling figure, it does not bind threads.
     cpus: Share = 1.0
     # Ray GPUs reserved for a replica. 0: it runs on the CPU.
@@ -60,7 +63,8 @@ class AttentionConfig(Section):
     # On a CPU, a step of so many tokens and of at least two requests is computed in two halves in
     # turn: one's experts compute while the other's attention does. 0: none is. 512: gains with one
     # shard on a host and costs little with as many as there are cores. 128 gains where shards have
-    # cores to themselves. Not done with several replicas, which keep shards busy for each other.
+    # cores to themselves. Not done with several replicas, which keep shards busy for each other,
+    # nor where prompt_threads is more than threads, which gains more.
     half_batch_tokens: Count = 512
     # Further arguments of vLLM's engine (AsyncEngineArgs) and of its API server (tool_call_parser,
     # chat_template, …) by name. Those that the platform manages are refused.
@@ -81,8 +85,9 @@ class AttentionConfig(Section):
 
     @property
     def half_batch_tokens_used(self) -> int:
-        """0 if there may be several replicas."""
-        return self.half_batch_tokens if self.most_replicas == 1 else 0
+        """0 if there may be several replicas, or shards' cores are used meanwhile."""
+        borrows = (self.prompt_threads or 1) > (self.threads or 1)
+        return self.half_batch_tokens if self.most_replicas == 1 and not borrows else 0
 
     @property
     def most_replicas(self) -> int:

@@ -66,8 +66,8 @@ def choose_dtype(flags: set[str] | frozenset[str], has_gpu: bool, requested: str
     return "bfloat16" if has_gpu or flags & BFLOAT16_FLAGS else "float32"
 
 
-def choose_threads(cores: int, attention_replicas: int, shards: int) -> tuple[int, int]:
-    """Threads of one attention replica and of one shard.
+def choose_threads(cores: int, attention_replicas: int, shards: int) -> tuple[int, int, int]:
+    """Threads of one attention replica, the same for prompts, and of one shard.
 
     Attention and the shards take turns, layer by layer, so the shards get all cores; a batch is
     given as many of them as it is worth (`services.experts.threads`). That holds with several
@@ -75,10 +75,11 @@ def choose_threads(cores: int, attention_replicas: int, shards: int) -> tuple[in
     The attention side gets half: its threads must sleep while rows are away, and waking them for
     each of its many small operations takes longer than they save (measured on two cores, 107M
     model of DeepSeek-V3's shape, 1/8/32 sequences: 27/40/63 ms a step with one thread, 43/57/94
-    with two).
+    with two). Operations on a prompt are large enough: replicas have all cores for them
+    (`services.attention.threads`).
     """
-    for_attention = cores // 2
-    return max(1, for_attention // attention_replicas), max(1, cores // shards)
+    for_attention, for_prompts = (n // attention_replicas for n in (cores // 2, cores))
+    return max(1, for_attention), max(1, for_prompts), max(1, cores // shards)
 
 
 def _text(file: Path) -> str:

@@ -63,6 +63,8 @@ class AttentionServer(LLMServer):
             reply_timeout_s=config.router.reply_timeout_s,
             give_up_s=max(GIVE_UP_S, GIVE_UP_RATIO * config.router.lost_expert_deadline_s),
             policy=Policy(config.router.policy),
+            threads=config.attention.threads or 0,
+            prompt_threads=config.attention.prompt_threads or 0,
             half_batch_tokens=config.attention.half_batch_tokens_used,
             logs=config.logs,
             tracing=config.tracing,

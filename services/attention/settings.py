@@ -25,6 +25,8 @@ class RemoteSettings:
     policy: Policy  # how replicas are chosen
     logs: LogsConfig = field(default_factory=LogsConfig)
     tracing: TracingConfig = field(default_factory=TracingConfig)
+    threads: int = 0  # of a step; 0: as many as the process has
+    prompt_threads: int = 0  # of a step of many tokens
     half_batch_tokens: int = 0  # a step of so many is computed in two halves in turn; 0: none is
 
     def to_additional_config(self) -> dict[str, Any]:

@@ -6,10 +6,12 @@ The engine argument `worker_cls` names it; what it reads of the scheduler's outp
 
 from typing import Any
 
+import torch
 from vllm.platforms import current_platform
 
 from services.attention.half_batches import HalfBatches
 from services.attention.mark import traceparent_of
+from services.attention.threads import threads_for
 from services.vllm_forward import StepForward, can_be_cut
 from services.vllm_hooks import moe_runners
 
@@ -28,7 +30,7 @@ class StepWorker(PlatformWorker):
         [pool] = {
             runner.routed_experts.quant_method.pool for runner in moe_runners(self.get_model())
         }
-        self._steps = pool.steps
+        self._steps, self._settings = pool.steps, pool.settings
         least_tokens = pool.settings.half_batch_tokens
         if least_tokens and can_be_cut(self.model_runner):
             self.model_runner._model_forward = HalfBatches(
@@ -37,6 +39,7 @@ class StepWorker(PlatformWorker):
 
     def execute_model(self, scheduler_output: Any) -> Any:
         """One step."""
+        self._use_threads(sum(scheduler_output.num_scheduled_tokens.values()))
         new = [(r.req_id, traceparent_of(r)) for r in scheduler_output.scheduled_new_reqs]
         with self._steps.step(
             scheduler_output.num_scheduled_tokens,
@@ -44,6 +47,12 @@ class StepWorker(PlatformWorker):
             finished=scheduler_output.finished_req_ids,
         ):
             return super().execute_model(scheduler_output)
+
+    def _use_threads(self, n_tokens: int) -> None:
+        few, many = self._settings.threads, self._settings.prompt_threads
+        threads = threads_for(n_tokens, few=few, many=many)
+        if threads and torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
 
     def shutdown(self) -> None:
         """As the base class, once the last spans are away."""

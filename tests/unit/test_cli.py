@@ -86,9 +86,8 @@ def test_up_prints_url_and_a_line_to_copy(model: Path) -> None:
 def test_up_says_what_was_worked_out(model: Path) -> None:
     result = run(FakeBackend(), "up", "--model", str(model))
     assert "100% of it in routed experts, 4 a layer, 2 for a token" in result.out
-    assert "dtype bfloat16, 4 cores: attention 1 x 2 threads, shards 2 x 2 threads, 2 slots" in (
-        result.out
-    )
+    assert "dtype bfloat16, 4 cores: attention 1 x 2 threads (4 for prompts)" in result.out
+    assert "shards 2 x 2 threads, 2 slots a layer" in result.out
     assert "memory: attention replica: 2.20 GiB x 1" in result.out
 
 

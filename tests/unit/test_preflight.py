@@ -190,10 +190,16 @@ def test_free_port_passes() -> None:
     check_port("127.0.0.1", 80, lambda host, port: None)
 
 
+def for_prompts(resolved: DeploymentConfig) -> tuple[int | None, int]:
+    """Threads, and tokens of a step that is cut in two."""
+    return resolved.attention.prompt_threads, resolved.attention.half_batch_tokens_used
+
+
 def test_resolving_fills_in_what_was_left_open() -> None:
     resolved = resolve(config_of(), MACHINE, 8)
     assert resolved.model.dtype == "float32"
     assert (resolved.attention.threads, resolved.pool.threads) == (4, 4)
+    assert for_prompts(resolved) == (8, 0)
     assert resolved.pool.slots_per_layer == 4
 
 
@@ -203,6 +209,7 @@ def test_resolving_keeps_what_was_set() -> None:
     )
     resolved = resolve(config, MACHINE, 8)
     assert (resolved.model.dtype, resolved.attention.threads) == ("bfloat16", 3)
+    assert for_prompts(resolved) == (3, 512)
     assert resolved.pool.slots_per_layer == 5
 
 
@@ -210,6 +217,7 @@ def test_threads_on_a_cluster_follow_the_reserved_cpus() -> None:
     config = config_of(**{"ray.address": "auto", "attention.cpus": 6, "pool.cpus": 0})
     resolved = resolve(config, MACHINE, 8)
     assert (resolved.attention.threads, resolved.pool.threads) == (6, 1)
+    assert for_prompts(resolved) == (6, 512)
 
 
 def test_preflight_refuses_a_missing_folder_first(tmp_path: Path) -> None:

@@ -54,17 +54,17 @@ def test_dtype_is_the_one_that_was_asked_for_or_the_fast_one(
 @pytest.mark.parametrize(
     ("cores", "replicas", "shards", "expected"),
     [
-        (1, 1, 2, (1, 1)),
-        (2, 1, 2, (1, 1)),
-        (8, 1, 2, (4, 4)),
-        (2, 2, 2, (1, 1)),
-        (2, 2, 1, (1, 2)),
-        (16, 2, 4, (4, 4)),
-        (3, 2, 1, (1, 3)),
+        (1, 1, 2, (1, 1, 1)),
+        (2, 1, 2, (1, 2, 1)),
+        (8, 1, 2, (4, 8, 4)),
+        (2, 2, 2, (1, 1, 1)),
+        (2, 2, 1, (1, 1, 2)),
+        (16, 2, 4, (4, 8, 4)),
+        (3, 2, 1, (1, 1, 3)),
     ],
 )
 def test_cores_are_shared_out(
-    cores: int, replicas: int, shards: int, expected: tuple[int, int]
+    cores: int, replicas: int, shards: int, expected: tuple[int, int, int]
 ) -> None:
     assert choose_threads(cores, replicas, shards) == expected
 
@@ -72,8 +72,9 @@ def test_cores_are_shared_out(
 def test_neither_sides_threads_outnumber_cores() -> None:
     for cores in range(8, 65):
         for replicas, shards in ((2, 1), (2, 2), (2, 4), (4, 4)):
-            attention, shard = choose_threads(cores, replicas, shards)
+            attention, prompts, shard = choose_threads(cores, replicas, shards)
             assert attention * replicas <= cores // 2
+            assert prompts * replicas <= cores
             assert shard * shards <= cores
 
 
