@@ -61,10 +61,14 @@ def resolve(config: DeploymentConfig, machine: Machine, experts: int) -> Deploym
     """The same deployment with dtype, slots and threads worked out."""
     attention, pool, local = config.attention, config.pool, config.ray.address is None
     if local:
-        few, many, of_shard = choose_threads(machine.cores, attention.replicas, pool.shards)
+        few, many, of_shard = choose_threads(
+            machine.cores, attention.replicas, pool.shards, most_replicas=attention.most_replicas
+        )
     else:  # other machines: an actor has the cores that Ray reserves for it
         few = many = max(1, int(attention.cpus))
         of_shard = max(1, int(pool.cpus))
+    if attention.gpus:
+        many = few
     dtype = choose_dtype(machine.flags, bool(attention.gpus or pool.gpus), config.model.dtype)
     return config.model_copy(
         update={

@@ -112,10 +112,13 @@ def describe(checked: Preflight, machine: Machine, progress: Progress) -> None:
         f"model {config.model.served_name}: {gib(checkpoint.total_bytes)}, {share:.0%} of it in "
         f"routed experts, {checked.n_experts} a layer, {checked.n_experts_per_token} for a token"
     )
+    attention = config.attention
+    least = attention.half_batch_tokens_used
+    cut = f", {least} tokens in halves" if least else ""
     progress.say(
         f"dtype {config.model.dtype}, {machine.cores} cores: attention "
-        f"{config.attention.replicas} x {config.attention.threads} threads "
-        f"({config.attention.prompt_threads} for prompts), shards "
+        f"{attention.replicas} x {attention.threads} threads "
+        f"({attention.prompt_threads} for prompts{cut}), shards "
         f"{config.pool.shards} x {config.pool.threads} threads, "
         f"{config.pool.slots_per_layer} slots a layer"
     )

@@ -64,7 +64,7 @@ class AttentionConfig(Section):
     # turn: one's experts compute while the other's attention does. 0: none is. 512: gains with one
     # shard on a host and costs little with as many as there are cores. 128 gains where shards have
     # cores to themselves. Not done with several replicas, which keep shards busy for each other,
-    # nor where prompt_threads is more than threads, which gains more.
+    # nor where prompt_threads is more than threads, which gains more; `up` says which it is.
     half_batch_tokens: Count = 512
     # Further arguments of vLLM's engine (AsyncEngineArgs) and of its API server (tool_call_parser,
     # chat_template, …) by name. Those that the platform manages are refused.

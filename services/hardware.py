@@ -66,8 +66,12 @@ def choose_dtype(flags: set[str] | frozenset[str], has_gpu: bool, requested: str
     return "bfloat16" if has_gpu or flags & BFLOAT16_FLAGS else "float32"
 
 
-def choose_threads(cores: int, attention_replicas: int, shards: int) -> tuple[int, int, int]:
+def choose_threads(
+    cores: int, attention_replicas: int, shards: int, *, most_replicas: int
+) -> tuple[int, int, int]:
     """Threads of one attention replica, the same for prompts, and of one shard.
+
+    most_replicas: of attention, that there may ever be.
 
     Attention and the shards take turns, layer by layer, so the shards get all cores; a batch is
     given as many of them as it is worth (`services.experts.threads`). That holds with several
@@ -78,8 +82,8 @@ def choose_threads(cores: int, attention_replicas: int, shards: int) -> tuple[in
     with two). Operations on a prompt are large enough: replicas have all cores for them
     (`services.attention.threads`).
     """
-    for_attention, for_prompts = (n // attention_replicas for n in (cores // 2, cores))
-    return max(1, for_attention), max(1, for_prompts), max(1, cores // shards)
+    for_attention = max(1, cores // 2 // attention_replicas)
+    return for_attention, max(for_attention, cores // most_replicas), max(1, cores // shards)
 
 
 def _text(file: Path) -> str:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from vllm.model_executor.layers.fused_moe.router.cpu_router import CPURouter
 
-from router.grouped_topk import grouped_topk
+from router.grouped_topk import Gate, grouped_topk
 
 SCORINGS = ("softmax", "sigmoid")
 
@@ -21,11 +21,8 @@ class GroupedTopk:
     """Of one layer. bias: [E] float32, zeros where the model has none."""
 
     scoring: str  # one of SCORINGS
-    n_groups: int
-    n_kept: int
     bias: NDArray[np.float32]
-    is_biased: bool
-    factor: np.float32
+    gate: Gate
 
     def __call__(
         self,
@@ -37,20 +34,10 @@ class GroupedTopk:
         """gating_output [T, E] → weights [T, K] float32 and expert ids [T, K] int32."""
         logits = gating_output.float()
         scores = logits.sigmoid() if self.scoring == "sigmoid" else logits.softmax(dim=-1)
-        weights = torch.empty(scores.shape[0], topk)
-        ids = torch.empty(scores.shape[0], topk, dtype=torch.int32)
-        grouped_topk(
-            scores.contiguous().numpy(),
-            self.bias,
-            self.is_biased,
-            self.n_groups,
-            self.n_kept,
-            renormalize,
-            self.factor,
-            weights.numpy(),
-            ids.numpy(),
-        )
-        return weights, ids
+        weights = np.empty((scores.shape[0], topk), np.float32)
+        ids = np.empty((scores.shape[0], topk), np.int32)
+        grouped_topk(scores.contiguous().numpy(), self.bias, self.gate, weights, ids)
+        return torch.from_numpy(weights), torch.from_numpy(ids)
 
 
 def compile_gate(router: object) -> None:
@@ -58,21 +45,23 @@ def compile_gate(router: object) -> None:
     if not isinstance(router, CPURouter) or not _fits(router):
         return
     bias, n_experts = router.e_score_correction_bias, router.global_num_experts
-    router.custom_routing_function = GroupedTopk(
-        router.scoring_func,
+    gate = Gate(
         router.num_expert_group,
         router.topk_group,
-        np.zeros(n_experts, np.float32) if bias is None else bias.detach().float().numpy(),
         bias is not None,
-        np.float32(router.routed_scaling_factor),
+        bool(router.renormalize),
+        np.float32(float(router.routed_scaling_factor)),
     )
+    added = np.zeros(n_experts, np.float32) if bias is None else bias.detach().float().numpy()
+    router.custom_routing_function = GroupedTopk(router.scoring_func, added, gate)
     router.use_grouped_topk = False
 
 
 def _fits(router: CPURouter) -> bool:
     """What does not is vLLM's to refuse."""
-    if not router.use_grouped_topk or router.scoring_func not in SCORINGS:
-        return False
     groups, kept, experts = router.num_expert_group, router.topk_group, router.global_num_experts
-    size, left = divmod(experts, groups)
-    return not left and kept <= groups and bool(router.top_k <= size * kept)
+    if not router.use_grouped_topk or router.scoring_func not in SCORINGS or not (groups and kept):
+        return False
+    bias, (size, left) = router.e_score_correction_bias, divmod(experts, groups)
+    has_room = kept <= groups and bool(router.top_k <= size * kept)
+    return not left and has_room and (bias is None or (size > 1 and bias.shape == (experts,)))

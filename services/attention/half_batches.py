@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from vllm.v1.worker.ubatch_utils import UBatchSlice
 
+from services.attention.threads import use_threads
 from services.attention.turns import Turns, cut_at
 from services.vllm_forward import StepForward, kept_context
 
@@ -41,8 +42,7 @@ class HalfBatches:
         contexts, threads = self._forward.contexts(parts), torch.get_num_threads()
 
         def half(number: int) -> torch.Tensor:
-            if torch.get_num_threads() != threads:  # it is each thread's own
-                torch.set_num_threads(threads)
+            use_threads(threads)  # it is each thread's own
             hidden: torch.Tensor = self._forward.within(contexts[number], parts[number], arguments)
             return hidden
 

@@ -6,12 +6,11 @@ The engine argument `worker_cls` names it; what it reads of the scheduler's outp
 
 from typing import Any
 
-import torch
 from vllm.platforms import current_platform
 
 from services.attention.half_batches import HalfBatches
 from services.attention.mark import traceparent_of
-from services.attention.threads import threads_for
+from services.attention.threads import threads_for, use_threads
 from services.vllm_forward import StepForward, can_be_cut
 from services.vllm_hooks import moe_runners
 
@@ -51,8 +50,8 @@ class StepWorker(PlatformWorker):
     def _use_threads(self, n_tokens: int) -> None:
         few, many = self._settings.threads, self._settings.prompt_threads
         threads = threads_for(n_tokens, few=few, many=many)
-        if threads and torch.get_num_threads() != threads:
-            torch.set_num_threads(threads)
+        if threads:
+            use_threads(threads)
 
     def shutdown(self) -> None:
         """As the base class, once the last spans are away."""

@@ -2,7 +2,8 @@
 
 WORTH_BYTES = 4 * 2**20
 """Of weights that rows go through. Waking threads takes 0.1 to 0.2 ms a call, and takes cores from
-whoever computes meanwhile: below this it is not made up for on any machine seen (DECISIONS.md)."""
+whoever computes meanwhile: below this it was hardly ever made up for (two machines of two cores,
+DECISIONS.md)."""
 
 
 def threads_for(n_pairs: int, expert_bytes: int, *, most: int) -> int:

@@ -118,6 +118,8 @@ def test_sixteen_bits_and_fewer_answer_as_unmodified_vllm_does(name: str, compar
     swapped = median_difference(seen["reference"], seen["swapped"])
     print(f"{name}: median logprob difference {difference:.2g}, experts swapped {swapped:.2g}")
     assert difference < MEDIAN_LOGPROB_DIFFERENCE < swapped
+    assert seen["threads"] == [2, 1, 1] * 2
+    assert seen["long"][0] == seen["long"][1]
     has_own = name == "deepseek_v3 in bfloat16" and bfloat16_alone()
     assert (seen["backends"] == ["LatentBackend"]) is has_own
 
@@ -125,6 +127,21 @@ def test_sixteen_bits_and_fewer_answer_as_unmodified_vllm_does(name: str, compar
 @pytest.mark.parametrize("family", families())
 def test_no_bit_depends_on_a_shards_threads(family: str, compare: Compare) -> None:
     assert compare(family)["rows_that_differ_by_threads"] == 0
+
+
+@pytest.mark.parametrize("family", families())
+def test_no_bit_of_a_prompt_that_all_threads_read_depends_on_the_layout(
+    family: str, compare: Compare
+) -> None:
+    seen = compare(family)
+    assert seen["threads"] == [2, 1, 1] * 2, "of the prompt's step, then of those that decode"
+    one, other = seen["long"]
+    assert one == other
+
+
+def test_layers_that_choose_by_groups_do_so_in_one_loop(compare: Compare) -> None:
+    assert compare("deepseek_v3")["compiled_gates"] == compare("deepseek_v3")["layers"]
+    assert compare("gpt_oss")["compiled_gates"] == 0
 
 
 @pytest.mark.parametrize("family", families())

@@ -68,6 +68,10 @@ def test_chooses_as_vllms(other: dict[str, object], dtype: torch.dtype) -> None:
         {"num_expert_group": 5},
         {"topk_group": 5},
         {"num_expert_group": 16, "topk_group": 1},
+        {"num_expert_group": 0},
+        {"num_expert_group": None},
+        {"num_expert_group": 32, "topk_group": 32},
+        {"e_score_correction_bias": torch.zeros(1)},
     ],
 )
 def test_what_it_does_not_know_stays_vllms(other: dict[str, object]) -> None:

@@ -24,6 +24,7 @@ PROMPTS = [
 ]
 TOKENS = 64
 WORKER = "services.attention.step_worker.StepWorker"
+LONG = [5 + n % 90 for n in range(150)]  # token ids of a prompt that all threads read
 NEVER = 10**9  # tokens of a step that is cut in two halves
 Tokens = list[list[int]]
 Logprobs = list[list[dict[str, float]]]
@@ -110,6 +111,12 @@ def main(folder: Path, out: Path, dtype: str) -> None:
         for index, name in enumerate(names):
             pool.call("publish", index)
             result["layouts"][name] = run(llm)
+        result["compiled_gates"], result["layers"] = compiled_gates(llm)
+        result["threads"], result["long"] = watch_threads(llm), []
+        for index in (0, len(names) - 1):
+            pool.call("publish", index)
+            result["long"].append(run_long(llm))
+        result["threads"] = list(result["threads"])
         result["halves"] = {}
         result["halved_steps"] = cut_steps(llm, least_tokens=2)
         for index in (0, len(names) - 1):
@@ -121,6 +128,43 @@ def main(folder: Path, out: Path, dtype: str) -> None:
         result["swapped"] = run(llm)
         end(llm)
     out.write_text(json.dumps(result))
+
+
+def watch_threads(llm: Any) -> list[int]:
+    """The threads of every forward pass from now on."""
+    import torch
+
+    seen: list[int] = []
+
+    def note(*_: Any) -> None:
+        seen.append(torch.get_num_threads())
+
+    llm.apply_model(lambda model: model.register_forward_pre_hook(note) and None)
+    return seen
+
+
+def run_long(llm: Any) -> list[Any]:
+    """Three tokens after a long prompt, and the log-probabilities of the likeliest."""
+    from vllm import SamplingParams
+
+    few = SamplingParams(temperature=0, max_tokens=3, logprobs=2, ignore_eos=True)
+    [answered] = llm.generate({"prompt_token_ids": LONG}, few, use_tqdm=False)
+    [output] = answered.outputs
+    steps = [sorted((t, p.logprob) for t, p in step.items()) for step in output.logprobs]
+    return [list(output.token_ids), steps]
+
+
+def compiled_gates(llm: Any) -> tuple[int, int]:
+    """Layers whose router chooses by `GroupedTopk`, and all that have one."""
+    from services.attention.gating import GroupedTopk
+    from services.vllm_hooks import moe_runners
+
+    def count(model: Any) -> tuple[int, int]:
+        functions = [getattr(r.router, "custom_routing_function", 0) for r in moe_runners(model)]
+        return sum(isinstance(function, GroupedTopk) for function in functions), len(functions)
+
+    [(compiled, layers)] = llm.apply_model(count)
+    return compiled, layers
 
 
 def cut_steps(llm: Any, *, least_tokens: int) -> int:

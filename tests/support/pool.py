@@ -167,7 +167,7 @@ class ShardThreads:
 
     def engine_args(self) -> dict[str, Any]:
         """See `Desk.engine_args`."""
-        return self._desk.engine_args(half_batch_tokens=10**9)
+        return self._desk.engine_args(half_batch_tokens=10**9, threads=1, prompt_threads=2)
 
     def swap_experts(self, index: int, one: int, other: int) -> None:
         """Spoil a layout: in every layer each expert answers in place of the other."""

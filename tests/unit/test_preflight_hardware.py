@@ -66,13 +66,20 @@ def test_dtype_is_the_one_that_was_asked_for_or_the_fast_one(
 def test_cores_are_shared_out(
     cores: int, replicas: int, shards: int, expected: tuple[int, int, int]
 ) -> None:
-    assert choose_threads(cores, replicas, shards) == expected
+    assert choose_threads(cores, replicas, shards, most_replicas=replicas) == expected
+
+
+def test_prompts_have_the_cores_that_as_many_replicas_as_there_may_be_leave() -> None:
+    assert choose_threads(8, 1, 2, most_replicas=2) == (4, 4, 4)
+    assert choose_threads(8, 1, 2, most_replicas=4) == (4, 4, 4)
 
 
 def test_neither_sides_threads_outnumber_cores() -> None:
     for cores in range(8, 65):
         for replicas, shards in ((2, 1), (2, 2), (2, 4), (4, 4)):
-            attention, prompts, shard = choose_threads(cores, replicas, shards)
+            attention, prompts, shard = choose_threads(
+                cores, replicas, shards, most_replicas=replicas
+            )
             assert attention * replicas <= cores // 2
             assert prompts * replicas <= cores
             assert shard * shards <= cores
