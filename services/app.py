@@ -21,7 +21,7 @@ from services.cluster import CONTROLLER
 from services.config import AttentionConfig, DeploymentConfig, PoolConfig
 from services.controller import Controller
 from services.experts.shard import ExpertShard
-from services.forking.launch import python_for
+from services.forking.launch import WAITING, python_for
 from services.gateway.deployment import build_gateway
 from services.tracing import environment as tracing_environment
 from services.transport.keys import make_keys
@@ -163,13 +163,13 @@ def _bundle(attention: AttentionConfig) -> dict[str, float]:
 
 
 def _environment(config: DeploymentConfig, threads: int | None = None) -> dict[str, Any]:
-    """The processes' environment; threads wait asleep, not spinning, while rows are away."""
+    """The processes' environment; threads wait as `WAITING` says while rows are away."""
     variables = {"PYTHONPATH": str(ROOT), **autoscaling.ENVIRONMENT}
     variables |= tracing_environment(config.tracing, config.name)
     if threads is not None:
         variables |= {
             "OMP_NUM_THREADS": str(threads),
-            "OMP_WAIT_POLICY": "passive",
+            **WAITING,
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "VLLM_NO_USAGE_STATS": "1",
         }

@@ -16,9 +16,13 @@ from services.paths import run_dir
 
 ROOT = Path(__file__).parents[2]
 PYTHON = "python"
+WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "3000"}
+"""OpenMP's threads sleep while rows are away, but first spin for some 0.1 ms after a loop: the next
+one mostly begins by then, and waking them takes as long (DECISIONS.md).
+"""
 ENVIRONMENT = {
     "PYTHONPATH": str(ROOT),
-    "OMP_WAIT_POLICY": "passive",  # read when the library is loaded, so the same for all forks
+    **WAITING,  # read when the library is loaded, so the same for all forks
     "OPENBLAS_NUM_THREADS": "1",  # its threads would not be there in a fork
     "OMP_NUM_THREADS": "1",
 }
