@@ -73,9 +73,9 @@ def choose_threads(
 
     most_replicas: of attention, that there may ever be.
 
-    Attention and the shards take turns, layer by layer, so the shards get all cores; a batch is
-    given as many of them as it is worth (`services.experts.threads`). That holds with several
-    replicas too (measured with two, on two cores: DECISIONS.md).
+    Attention and the shards take turns, layer by layer, so the shards get all cores; a batch uses
+    one or all of them, by what the shard has measured (`services.experts.threads`). That holds with
+    several replicas too (two, on two cores: DECISIONS.md).
     The attention side gets half: its threads must sleep while rows are away, and waking them for
     each of its many small operations takes longer than they save (measured on two cores, 107M
     model of DeepSeek-V3's shape, 1/8/32 sequences: 27/40/63 ms a step with one thread, 43/57/94

@@ -23,7 +23,7 @@ from router.rows import Rows
 from router.table import ShardAddress
 from services.experts.account import WorkerStats
 from services.experts.kernel import ExpertKernel, LoadedSlots
-from services.experts.threads import threads_for
+from services.experts.threads import ThreadChoice
 from services.experts.watch import ShardWatch, named
 from services.lifecycle import give_back_memory, keep_memory, let_others_first
 from services.tracing import Tracing
@@ -47,6 +47,7 @@ class ShardWorker:
         self._kernel = kernel
         self._port = port
         self._threads = self._threads_now = threads
+        self._choice = ThreadChoice()
         self._watch = ShardWatch(tracing or Tracing(), port.address.shard_id)
         self._held = np.full((kernel.n_layers, kernel.n_slots), -1, np.int32)
         self._slot_of = np.full((kernel.n_layers, kernel.n_experts), -1, np.int32)
@@ -188,10 +189,8 @@ class ShardWorker:
         missing = np.unique(wanted[self._slot_of[layer][wanted] < 0])
         return f"layer {layer} experts {missing.tolist()} are not held here"
 
-    def _use_threads(self, busy: int, n_pairs: int) -> None:
-        n_layers, n_slots = self._held.shape
-        expert_bytes = self._kernel.weight_bytes() // (n_layers * n_slots)
-        threads = threads_for(n_pairs, expert_bytes, most=self._threads - busy)
+    def _use_threads(self, n_pairs: int, most: int) -> None:
+        threads = self._choice.threads_for(n_pairs, most=most)
         if threads != self._threads_now:
             torch.set_num_threads(threads)
             self._threads_now = threads
@@ -206,7 +205,8 @@ class ShardWorker:
                 n_pairs += delivery.request.pair_rows.size
         if not waiting:
             return
-        self._use_threads(max(delivery.request.busy_threads for delivery in waiting), n_pairs)
+        most = self._threads - max(delivery.request.busy_threads for delivery in waiting)
+        self._use_threads(n_pairs, most)
         try:
             rows = to_host(self._kernel.run(layer, *room.on_device(n_pairs)))
         except RuntimeError as error:
@@ -234,6 +234,7 @@ class ShardWorker:
             )
             self._port.answer(delivery, answer)
             start += count
+        self._choice.took(n_pairs, computed_s, most=most)
         for delivery in waiting:
             self._watch.served(
                 delivery, started_s=started_s, computed_s=computed_s, batch_rows=start
