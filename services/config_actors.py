@@ -139,7 +139,8 @@ class PoolConfig(Section):
     # Distinct shards that hold each expert, 1 to `shards`. 1: no expert is held twice, and a dead
     # shard's experts are loaded again from disk while requests wait; 2: they go on at once.
     redundancy: AtLeastOne = 1
-    # Threads of one shard's kernel at most, >= 1; few rows take one. None: by the machine's cores.
+    # Threads of one shard's kernel at most, >= 1; where one is about as fast, it takes one. None:
+    # by the machine's cores.
     threads: AtLeastOne | None = None
     # Ray CPUs reserved for a shard; a scheduling figure, it does not bind threads.
     cpus: Share = 1.0

@@ -1,13 +1,16 @@
 """A shard's worker with what waits for it at once: one batch, whoever else asks and for what."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import pytest
+import torch
 
 from router.rows import Rows
 from router.table import ShardId
+from services.experts.threads import SETTLE, TRIAL
 from services.experts.worker import MOST_KEPT, ShardWorker
 from services.transport.base import Answered, RowsAnswer, RowsRefusal, RowsRequest
 from services.transport.inprocess import Hub, InProcessLink
@@ -24,12 +27,12 @@ def request(number: int, experts: list[int], dtype: type = np.float32) -> RowsRe
 
 
 @contextmanager
-def shard(kernel: TimesExpert) -> Iterator[tuple[ShardWorker, InProcessLink]]:
+def shard(kernel: TimesExpert, *, threads: int = 1) -> Iterator[tuple[ShardWorker, InProcessLink]]:
     """One that holds experts 0 to 2, and who may ask it."""
     hub = Hub()
     link, port = hub.link(), hub.port(SHARD)
     link.connect([port.address])
-    worker = ShardWorker(kernel, port, threads=1)
+    worker = ShardWorker(kernel, port, threads=threads)
     worker.start()
     try:
         worker.load(0, {0: 0, 1: 1, 2: 2})
@@ -81,3 +84,20 @@ def test_answers_stay_as_they_are_when_the_next_batch_has_the_same_size(n_pairs:
             link.send(SHARD, request(number, [1] * n_pairs))
             kept.append(next_answers(link, 1)[number])
     assert [rows_of(answer) for answer in kept] == [[2.0] * n_pairs, [4.0] * n_pairs]
+
+
+class QuickerAlone(TimesExpert):
+    """Another thread makes it slower."""
+
+    def run(self, layer: int, rows: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+        time.sleep(1e-3 * torch.get_num_threads())
+        return super().run(layer, rows, slots)
+
+
+def test_threads_that_gain_nothing_are_used_no_more() -> None:
+    kernel, batches = QuickerAlone(), SETTLE + 2 * TRIAL
+    with shard(kernel, threads=3) as (_, link):
+        for number in range(1, batches + 1):
+            link.send(SHARD, request(number, [1]))
+            assert rows_of(next_answers(link, 1)[number]) == [2.0 * number]
+    assert kernel.threads == [3] * SETTLE + [1] * (batches - SETTLE)
