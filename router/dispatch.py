@@ -51,9 +51,9 @@ def plan_layer(
 
     Returns None if an expert that occurs has no holder.
     """
-    plan = _room(expert_ids.size, load.size)
-    if _choose_and_group(expert_ids, holders, counts, load, CODES[policy], plan):
-        return _cut(plan, expert_ids.size)
+    plan = plan_room(expert_ids.size, load.size)
+    if choose_and_group(expert_ids, holders, counts, load, CODES[policy], plan):
+        return cut(plan, expert_ids.size)
     return None
 
 
@@ -79,17 +79,18 @@ def plan_pairs(
         shards_of_positions = shards_of_positions[order]
     ids = np.ascontiguousarray(expert_ids, dtype=np.int32)
     n_shards = int(shards_of_positions.max()) + 1
-    plan = _room(positions.size, n_shards)
+    plan = plan_room(positions.size, n_shards)
     _group(positions, shards_of_positions, ids, n_choices, plan)
-    return _cut(plan, positions.size)
+    return cut(plan, positions.size)
 
 
-def _room(n_pairs: int, n_shards: int) -> NDArray[np.int32]:
-    """For `_group`: one array, since each one costs as much as all that is done in it."""
+def plan_room(n_pairs: int, n_shards: int) -> NDArray[np.int32]:
+    """For a plan, see `_group`: one array, since each costs as much as all that is done in it."""
     return np.empty(4 * n_pairs + 2 * (n_shards + 1), np.int32)
 
 
-def _cut(plan: NDArray[np.int32], n_pairs: int) -> tuple[ShardRows, ...]:
+def cut(plan: NDArray[np.int32], n_pairs: int) -> tuple[ShardRows, ...]:
+    """What a plan says, shard by shard."""
     ends = plan[4 * n_pairs :].tolist()
     half = len(ends) // 2
     rows = []
@@ -114,7 +115,7 @@ def warm_up() -> None:
 
 
 @jit
-def _choose_and_group(
+def choose_and_group(
     expert_ids: NDArray[np.int32],
     holders: NDArray[np.int16],
     counts: NDArray[np.int16],

@@ -36,8 +36,12 @@ class SendNumbers:
         return self
 
     def __next__(self) -> int:
-        self.last += 1
-        return self.last
+        return self.take(1)
+
+    def take(self, count: int) -> int:
+        """The first of so many."""
+        self.last += count
+        return self.last - count + 1
 
 
 class LayerExchange:
@@ -119,6 +123,10 @@ class LayerExchange:
             positions = np.arange(self._expert_ids.size, dtype=np.int32)
         return self._place(positions)
 
+    def go_on(self, sends: tuple[SendRows, ...]) -> None:
+        """Instead of `begin`: every pair has been placed already, in these."""
+        self._pending.update((send.number, send) for send in sends)
+
     def can_place(self, positions: NDArray[np.int32]) -> NDArray[np.bool_]:
         """[P] bool, whether a live shard holds the expert of each of these pairs."""
         usable: NDArray[np.bool_] = self._counts[self._expert_ids.reshape(-1)[positions]] > 0
@@ -196,7 +204,7 @@ class LayerExchange:
             SendRows(next(self._numbers), self._table.shards[rows.shard].shard_id, rows)
             for rows in plan
         )
-        self._pending.update((send.number, send) for send in sends)
+        self.go_on(sends)
         return sends
 
     def _outstanding(self) -> NDArray[np.float32]:

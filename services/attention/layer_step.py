@@ -49,6 +49,7 @@ class LayerStep:
         self._answers = answers
         self._sent_s: dict[ShardId, float] = {}
         self._retried_s = time.monotonic()
+        self.chosen_s = 0.0  # perf_counter, between choosing and sending
         pool.open_layers.append(self)
         self.origin: Origin | None = None  # of a layer that is followed
         self.answered: list[tuple[SendRows, RowsAnswer]] = []
@@ -59,32 +60,55 @@ class LayerStep:
             self._pool, exchange, self._layer, self._rows, self._device, answers=self._answers
         )
 
-    def send(self, sends: tuple[SendRows, ...]) -> None:
-        """Send rows; what cannot be sent counts as lost at once."""
-        traffic, busy = self._pool.traffic, {}
+    def begin(self) -> None:
+        """Choose a shard for every pair and send."""
+        sends = self._exchange.begin()
+        self.chosen_s = time.perf_counter()
+        self.send(sends)
+
+    def long_way(self) -> "LayerStep":
+        """See `DirectLayer`."""
+        return self
+
+    def was_sent(self, sends: tuple[SendRows, ...]) -> None:
+        """These have gone the short way, all of each."""
+        for send in sends:
+            self._count(send, send.rows.tokens.size)
+
+    def _count(self, send: SendRows, n_rows: int) -> None:
+        self._sent_s[send.shard_id] = time.monotonic()
+        traffic = self._pool.traffic
+        traffic.sends += 1
+        traffic.rows_sent += n_rows
+        traffic.bytes_sent += n_rows * self._rows.shape[1] * self._rows.itemsize
+
+    def send(self, sends: tuple[SendRows, ...], *, sent: int = 0) -> None:
+        """Send rows; what cannot be sent counts as lost at once.
+
+        sent: bytes of the first that have gone the short way.
+        """
+        busy: dict[ShardId, int] = {}
         if self._pool.turns.is_split:
             busy = busy_threads(self._pool.shards_here(), threads=torch.get_num_threads())
         for send in sends:
-            rows, sent = send.rows, self._rows
-            if rows.tokens.size < sent.shape[0]:
-                sent = sent.take(rows.tokens, axis=0)
+            rows, there = send.rows, self._rows
+            if rows.tokens.size < there.shape[0]:
+                there = there.take(rows.tokens, axis=0)
             request = RowsRequest(
                 send.number,
                 self._layer,
-                sent,
+                there,
                 rows.pair_rows,
                 rows.pair_experts,
                 self.origin,
                 busy.get(send.shard_id, 0),
             )
-            self._sent_s[send.shard_id] = time.monotonic()
-            traffic.sends += 1
-            traffic.rows_sent += sent.shape[0]
-            traffic.bytes_sent += sent.nbytes
+            self._count(send, there.shape[0])
             try:
-                self._pool.link.send(send.shard_id, request)
+                self._pool.link.send(send.shard_id, request, sent)
             except PeerLost as error:
                 self._lost(send.shard_id, str(error))
+            sent = 0
 
     def finish(self, *, is_patient: bool = True) -> Rows:
         """Returns [T * K, H] when every pair is answered. Raises RoutingError if experts stay away.
@@ -106,7 +130,7 @@ class LayerStep:
                     return
             for event in self._pool.link.receive(self._patience_s()):
                 if isinstance(event, Answered):
-                    self._sender_of(event)._on_answer(event.shard_id, event.answer)
+                    self._sender_of(event).take(event.shard_id, event.answer)
                 elif event.is_wrong:
                     self._wrong(event.shard_id, event.reason)
                 else:
@@ -136,7 +160,8 @@ class LayerStep:
         deadline_s = min(waiting, default=0.0) + self._pool.settings.reply_timeout_s
         return max(0.0, deadline_s - time.monotonic()) + 0.001
 
-    def _on_answer(self, shard_id: ShardId, answer: RowsAnswer | RowsRefusal) -> None:
+    def take(self, shard_id: ShardId, answer: RowsAnswer | RowsRefusal) -> None:
+        """Something has come from a shard."""
         if isinstance(answer, RowsRefusal):
             self._pool.note_refused(shard_id, answer.number, answer.reason)
             self._resend(self._exchange.on_refused(answer.number, shard_id))
@@ -173,19 +198,19 @@ class LayerStep:
         shape = (self._exchange.n_pairs, self._rows.shape[1])
         return host_empty(shape, self._rows.dtype, self._device)
 
-    def times(self, n_shards: int) -> NDArray[np.float64]:
-        """[2, S]: seconds that each shard queued and computed, rows that it answered."""
-        times = np.zeros((2, n_shards))
-        for send, answer in self.answered:
-            times[0, send.rows.shard] += (answer.waited_us + answer.computed_us) * 1e-6
-            times[1, send.rows.shard] += answer.rows.shape[0]
-        return times
+    def account(self, n_shards: int) -> tuple[NDArray[np.float64], tuple[float, float]]:
+        """[2, S] seconds that each shard queued and computed, and rows that it answered.
 
-    def slowest(self) -> tuple[float, float]:
-        """Seconds that the shard which took longest has queued and computed."""
-        taken = [(a.waited_us + a.computed_us, a.computed_us) for _, a in self.answered]
-        total_us, computed_us = max(taken, default=(0, 0))
-        return (total_us - computed_us) * 1e-6, computed_us * 1e-6
+        And the seconds that the one which took longest has queued, and computed.
+        """
+        times, slowest = np.zeros((2, n_shards)), (0, 0)
+        for send, answer in self.answered:
+            took_us = answer.waited_us + answer.computed_us
+            times[0, send.rows.shard] += took_us * 1e-6
+            times[1, send.rows.shard] += answer.rows.shape[0]
+            slowest = max(slowest, (took_us, answer.computed_us))
+        total_us, computed_us = slowest
+        return times, ((total_us - computed_us) * 1e-6, computed_us * 1e-6)
 
     def _lost(self, shard_id: ShardId, reason: str) -> None:
         self._pool.lose(shard_id, reason)

@@ -22,6 +22,7 @@ from router.rows import Rows
 from router.service_times import ServiceTimes
 from router.table import ReplicaTable, ShardId
 from services.attention.cores import shards_on
+from services.attention.direct_layer import DirectLayer, launch
 from services.attention.feed import TableFeed, WorkerReport, describe_missing
 from services.attention.layer_step import LayerStep
 from services.attention.layer_times import LayerTimes
@@ -30,6 +31,7 @@ from services.attention.settings import RemoteSettings
 from services.attention.steps import Steps
 from services.attention.traffic import Traffic
 from services.attention.turns import Turns
+from services.transport import direct_link
 from services.transport.base import ShardLink
 from services.transport.sockets import SocketLink
 from services.transport.staging import to_host
@@ -53,13 +55,13 @@ class RemotePool:
         self._lost_s: dict[ShardId, float] = {}  # those of the dead that may be back
         self._feed = feed
         self._table: ReplicaTable | None = None
-        self._service_times = ServiceTimes(0)
+        self.service_times = ServiceTimes(0)
         self.times = LayerTimes()
         self.traffic = Traffic()
         self.steps = Steps.of(settings)
         self.turns = Turns()
         self.open_layers: list[LayerStep] = []  # one, or one of each half of a step
-        self._untold: list[tuple[ReplicaTable, LayerStep, tuple[float, ...]]] = []
+        self._untold: list[tuple[ReplicaTable, LayerStep | DirectLayer, tuple[float, ...]]] = []
         self._report = WorkerReport()
         self._last_layer = 0
         self._in_step = False
@@ -69,7 +71,7 @@ class RemotePool:
     @classmethod
     def connect(cls, settings: RemoteSettings) -> "RemotePool":
         """Join this replica's server process and take the keys it hands out."""
-        for module in (grouped_topk, choose, dispatch, combine, service_times):
+        for module in (grouped_topk, choose, dispatch, combine, service_times, direct_link):
             module.warm_up()  # compiled in the middle of a step they would stall every stream
         feed = TableFeed(settings.feed)
         keys = feed.join()
@@ -137,32 +139,31 @@ class RemotePool:
         table = self._table
         assert table is not None
         began_s = time.perf_counter()
-        ids = to_host(topk_ids.to(dtype=torch.int32))
-        rows = to_host(x)
-        exchange = self._exchange(layer, ids)
-        step = LayerStep(self, exchange, layer, rows, x.device)
-        followed = self.steps.follow(layer, step) if self.steps.is_followed else None
-        sends = exchange.begin()
-        chosen_s = time.perf_counter()
-        step.send(sends)
+        ids = to_host(topk_ids if topk_ids.dtype is torch.int32 else topk_ids.int())
+        step: DirectLayer | LayerStep | None = launch(self, layer, x, ids, table)
+        followed = None
+        if step is None:
+            step = LayerStep(self, self.exchange(layer, ids), layer, to_host(x), x.device)
+            followed = self.steps.follow(layer, step) if self.steps.is_followed else None
+            step.begin()
         sent_s = time.perf_counter()
         self._note_times()
         self.traffic.count(layer, ids, table.counts.shape)
         total = combine.Sum(x, topk_weights)
         meanwhile()
         waiting_s = time.perf_counter()
-        if left_s := self.turns.pass_on():
+        if (left_s := self.turns.pass_on()) and isinstance(step, LayerStep):
             step.was_left_for(left_s)
         answers = step.finish()
         answered_s = time.perf_counter() - left_s
         out, is_finite = total.of(answers)
-        if not is_finite and self._recheck(step, layer, ids, answers):
+        if not is_finite and self._recheck(step.long_way(), layer, ids, answers):
             out, _ = total.of(answers)
         ended_s = time.perf_counter() - left_s
-        marks = (began_s, chosen_s, sent_s, waiting_s, answered_s, ended_s)
+        marks = (began_s, step.chosen_s, sent_s, waiting_s, answered_s, ended_s)
         self._untold.append((table, step, marks))
         if followed is not None:
-            followed.ended(marks, step.answered)
+            followed.ended(marks, step.long_way().answered)
         if layer == self._last_layer and self.turns.ends:
             self._note_times()
             self.note_stranded("")
@@ -172,18 +173,20 @@ class RemotePool:
     def _note_times(self) -> None:
         """Of layers that have ended; called while rows are away, when that costs no time."""
         for table, step, marks in self._untold:
+            times, slowest = step.account(len(table.shards))
             if self._table is table:  # else the answers are of shards that it numbers otherwise
-                self._service_times.observe(step.times(len(table.shards)))
-            self.traffic.seconds.observe(self.times.add(marks, step.slowest()))
+                self.service_times.observe(times)
+            self.traffic.seconds.observe(self.times.add(marks, slowest))
         self._untold.clear()
 
     def shards_here(self) -> list[ShardId]:
         """Those on this replica's host."""
         return shards_on(self.settings.host, self._table) if self._table else []
 
-    def _exchange(
+    def exchange(
         self, layer: int, ids: NDArray[np.int32], *, without: frozenset[ShardId] = frozenset()
     ) -> LayerExchange:
+        """Of a layer in which nothing has begun. without: shards to leave out, and the dead."""
         assert self._table is not None
         return LayerExchange(
             ids,
@@ -192,12 +195,12 @@ class RemotePool:
             dead=self.dead | without,
             numbers=self.numbers,
             policy=self.settings.policy,
-            load=self._service_times.load(),
+            load=self.service_times.load(),
         )
 
     def _recheck(self, step: LayerStep, layer: int, ids: NDArray[np.int32], answers: Rows) -> bool:
         def ask(positions: NDArray[np.int32], others_than: frozenset[ShardId]) -> None:
-            exchange = self._exchange(layer, ids, without=others_than)
+            exchange = self.exchange(layer, ids, without=others_than)
             again = step.again(exchange)
             again.send(exchange.begin(positions[exchange.can_place(positions)]))
             again.finish(is_patient=False)
@@ -251,7 +254,7 @@ class RemotePool:
             return
         self.link.connect(table.shards)
         if self._table is None or table.shards != self._table.shards:
-            self._service_times = ServiceTimes(len(table.shards))
+            self.service_times = ServiceTimes(len(table.shards))
         self._table = table
         listed = {a.shard_id for a in table.shards}
         self.dead &= listed

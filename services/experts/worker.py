@@ -17,17 +17,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from router import slots
 from router.errors import ShardError
-from router.jit import jit
 from router.rows import Rows
+from router.slots import find_slots
 from router.table import ShardAddress
 from services.experts.account import WorkerStats
+from services.experts.direct_room import DirectRoom
 from services.experts.kernel import ExpertKernel, LoadedSlots
 from services.experts.threads import ThreadChoice
 from services.experts.watch import ShardWatch, named
 from services.lifecycle import give_back_memory, keep_memory, let_others_first
 from services.tracing import Tracing
+from services.transport import direct_port
 from services.transport.base import Delivery, RowPort, RowsAnswer, RowsRefusal, RowsRequest
+from services.transport.direct_port import ARRIVED_NS, BUSY, LAYER, N_PAIRS, NUMBER
+from services.transport.libc import NS
 from services.transport.staging import PairRoom, to_host
 
 log = logging.getLogger(__name__)
@@ -52,15 +57,14 @@ class ShardWorker:
         self._held = np.full((kernel.n_layers, kernel.n_slots), -1, np.int32)
         self._slot_of = np.full((kernel.n_layers, kernel.n_experts), -1, np.int32)
         self._kept_room = lru_cache(ROOMS_KEPT)(PairRoom)
+        self._direct_room: DirectRoom | None = None  # since the first batch, which shows what comes
         self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._stopping = threading.Event()
-        for writeable in (True, False):  # compiles it for both kinds of memory
-            none = np.zeros(0, np.int32)
-            none.setflags(write=writeable)
-            find_slots(self._slot_of[0], none, none, 0, np.zeros(0, np.int32))
         self.stats = WorkerStats()
         self.layer_rows = np.zeros(kernel.n_layers, np.int64)
         self.error: BaseException | None = None
+        for module in (slots, direct_port):
+            module.warm_up()
         self._thread = threading.Thread(target=self._run, name="shard-worker", daemon=True)
 
     @property
@@ -139,7 +143,8 @@ class ShardWorker:
             while not self._stopping.is_set():
                 while not self._tasks.empty():
                     self._tasks.get()()
-                self._serve(self._port.receive(IDLE_WAIT_S))
+                if not self._serve_directly():
+                    self._serve(self._port.receive(IDLE_WAIT_S))
         except BaseException as error:  # the thread's top loop: the actor reports it
             self.error = error
             log.exception("shard worker died")
@@ -208,16 +213,11 @@ class ShardWorker:
         most = self._threads - max(delivery.request.busy_threads for delivery in waiting)
         self._use_threads(n_pairs, most)
         try:
-            rows = to_host(self._kernel.run(layer, *room.on_device(n_pairs)))
+            answers = to_host(self._kernel.run(layer, *room.on_device(n_pairs)))
         except RuntimeError as error:
             requests = [delivery.request for delivery in waiting]
-            log.exception(
-                "batch failed: request_ids=%s numbers=%s layer=%s rows=%s",
-                ",".join(map(named, requests)),
-                ",".join(str(request.number) for request in requests),
-                layer,
-                n_pairs,
-            )
+            named_ids = ",".join(map(named, requests))
+            _log_failure(layer, n_pairs, [request.number for request in requests], named_ids)
             for delivery in waiting:
                 self._port.answer(delivery, RowsRefusal(delivery.request.number, str(error)))
                 self._watch.refused(delivery, str(error))
@@ -228,41 +228,60 @@ class ShardWorker:
             count = delivery.request.pair_rows.size
             answer = RowsAnswer(
                 delivery.request.number,
-                rows[start : start + count],
+                answers[start : start + count],
                 waited_us=round((started_s - delivery.arrived_s) * 1e6),
                 computed_us=round(computed_s * 1e6),
             )
             self._port.answer(delivery, answer)
             start += count
-        self._choice.took(n_pairs, computed_s, most=most)
         for delivery in waiting:
             self._watch.served(
                 delivery, started_s=started_s, computed_s=computed_s, batch_rows=start
             )
         queued_s = sum(started_s - delivery.arrived_s for delivery in waiting)
-        self._count(rows=start, batches=1, computed_s=computed_s, queued_s=queued_s)
-        self.layer_rows[layer] += start
+        self._note(layer, n_pairs, most=most, computed_s=computed_s, queued_s=queued_s)
+        rows, device = waiting[0].request.rows, self._kernel.device
+        if device.type == "cpu" and not (self._direct_room and self._direct_room.is_for(rows)):
+            self._direct_room = DirectRoom(rows, device)
 
-
-@jit
-def find_slots(
-    slot_of: NDArray[np.int32],
-    experts: NDArray[np.int32],
-    rows: NDArray[np.int32],
-    n_rows: int,
-    slots: NDArray[np.int32],
-) -> bool:
-    """Fill `slots` [P] for `experts` [P] by slot_of [E], -1 for none; False if anything is wrong.
-
-    rows: [P] index of each pair's row, of which there are `n_rows`.
-    """
-    if experts.size == 0:
-        return False
-    for pair in range(experts.size):
-        expert = experts[pair]
-        if expert < 0 or expert >= slot_of.size or rows[pair] < 0 or rows[pair] >= n_rows:
+    def _serve_directly(self) -> bool:
+        """The next batch by the short way, or none for a while; False: look on the long way."""
+        direct, room = self._port.direct(), self._direct_room
+        if direct is None or room is None:
             return False
-        slots[pair] = slot_of[expert]
-        if slots[pair] < 0:
-            return False
-    return True
+        asked = room.take(direct, self._slot_of, timeout_s=IDLE_WAIT_S)
+        if not asked:
+            return asked is not None
+        started_s = time.monotonic()
+        layer, n_pairs = asked[0][LAYER], sum([request[N_PAIRS] for request in asked])
+        most = self._threads - max([request[BUSY] for request in asked])
+        self._use_threads(n_pairs, most)
+        try:
+            rows = self._kernel.run(layer, *room.on_device(n_pairs)).contiguous()
+        except RuntimeError as error:
+            _log_failure(layer, n_pairs, [request[NUMBER] for request in asked], "-")
+            direct.refuse(asked, str(error))
+            return True
+        computed_s = time.monotonic() - started_s
+        computed_us = round(computed_s * 1e6)
+        direct.answer(asked, rows, started_s=started_s, computed_us=computed_us)
+        queued_s = sum([started_s - request[ARRIVED_NS] / NS for request in asked])
+        self._note(layer, n_pairs, most=most, computed_s=computed_s, queued_s=queued_s)
+        return True
+
+    def _note(
+        self, layer: int, n_pairs: int, *, most: int, computed_s: float, queued_s: float
+    ) -> None:
+        self._choice.took(n_pairs, computed_s, most=most)
+        self._count(rows=n_pairs, batches=1, computed_s=computed_s, queued_s=queued_s)
+        self.layer_rows[layer] += n_pairs
+
+
+def _log_failure(layer: int, n_pairs: int, numbers: list[int], request_ids: str) -> None:
+    log.exception(
+        "batch failed: request_ids=%s numbers=%s layer=%s rows=%s",
+        request_ids,
+        ",".join(map(str, numbers)),
+        layer,
+        n_pairs,
+    )

@@ -7,7 +7,7 @@ here, see `router.rows`: the callers stage them from and to their devices. Imple
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,10 @@ from numpy.typing import NDArray
 from router.rows import Rows
 from router.table import ShardAddress, ShardId
 from services.transport.origin import Origin
+
+if TYPE_CHECKING:
+    from services.transport.direct_link import DirectLink
+    from services.transport.direct_port import DirectPort
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +89,14 @@ class ShardLink(Protocol):
     def connect(self, shards: Sequence[ShardAddress]) -> None:
         """Be connected to exactly these shards; new ones are added, others are closed."""
 
-    def send(self, shard_id: ShardId, request: RowsRequest) -> None:
+    def direct(self, shards: Sequence[ShardAddress]) -> "DirectLink | None":
+        """The short way to exactly these shards, a table's own list; None if it is not open now."""
+
+    def send(self, shard_id: ShardId, request: RowsRequest, sent: int = 0) -> None:
         """Send, and do not wait for a shard that does not read.
 
-        Raises PeerLost if it is away or has left too much unread.
+        sent: bytes of it that have gone the short way. Raises PeerLost if the shard is away or has
+        left too much unread.
         """
 
     def receive(self, timeout_s: float) -> list[Event]:
@@ -113,6 +121,9 @@ class RowPort(Protocol):
     @property
     def address(self) -> ShardAddress:
         """Where attention replicas reach this shard."""
+
+    def direct(self) -> "DirectPort | None":
+        """The short way; None if it is not open now."""
 
     def receive(self, timeout_s: float) -> list[Delivery]:
         """Every request that waits; waits at most `timeout_s` for the first, or for `wake`."""

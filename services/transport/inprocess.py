@@ -67,6 +67,9 @@ class InProcessPort:
     def address(self) -> ShardAddress:
         return self._address
 
+    def direct(self) -> None:
+        return None
+
     def receive(self, timeout_s: float) -> list[Delivery]:
         return [delivery for delivery in _drain(self.inbox, timeout_s) if delivery is not None]
 
@@ -94,7 +97,10 @@ class InProcessLink:
     def connect(self, shards: Sequence[ShardAddress]) -> None:
         self._connected = frozenset(a.shard_id for a in shards)
 
-    def send(self, shard_id: ShardId, request: RowsRequest) -> None:
+    def direct(self, shards: Sequence[ShardAddress]) -> None:
+        return None
+
+    def send(self, shard_id: ShardId, request: RowsRequest, sent: int = 0) -> None:
         port = self._hub.ports.get(shard_id)
         if port is None or shard_id not in self._connected:
             raise PeerLost(f"shard {shard_id} has no open port in this process")

@@ -10,6 +10,8 @@ import zmq
 from router.errors import PeerLost
 from router.table import ShardAddress, ShardId
 from services.transport.base import Delivery, Event, RowsAnswer, RowsRefusal, RowsRequest
+from services.transport.direct_link import DirectLink
+from services.transport.direct_port import DirectPort
 from services.transport.keys import DataPlaneKeys
 from services.transport.unix import UnixLink, UnixPort
 from services.transport.zeromq import ZmqLink, ZmqPort
@@ -41,7 +43,13 @@ class SocketLink:
         self._links = {a.shard_id: self._near for a in near}
         self._links |= {a.shard_id: self._far for a in far}
 
-    def send(self, shard_id: ShardId, request: RowsRequest) -> None:
+    def direct(self, shards: Sequence[ShardAddress]) -> DirectLink | None:
+        return None if self._far.files else self._near.direct(shards)
+
+    def send(self, shard_id: ShardId, request: RowsRequest, sent: int = 0) -> None:
+        if sent:
+            self._near.send(shard_id, request, sent)
+            return
         link = self._links.get(shard_id)
         if link is None:
             raise PeerLost(f"shard {shard_id} is not connected")
@@ -82,6 +90,9 @@ class SocketPort:
     @property
     def address(self) -> ShardAddress:
         return self._address
+
+    def direct(self) -> DirectPort | None:
+        return self._near.direct() if self._far is None else None
 
     def receive(self, timeout_s: float) -> list[Delivery]:
         if self._far is None:

@@ -4,13 +4,17 @@ On a CPU nothing is copied. A GPU's copies go through pinned memory, which torch
 again; a copy to the GPU is ordered with its work, one from it is waited for.
 """
 
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from router.rows import Rows, as_array, as_tensor
+from services.transport.wire import DTYPES
+
+CODES: Final = {as_tensor(np.empty(0, dtype)).dtype: code for code, dtype in enumerate(DTYPES)}
+"""The place in `wire.DTYPES` of each dtype that rows may have on a device."""
 
 
 def host_empty(

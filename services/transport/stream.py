@@ -7,6 +7,7 @@ import time
 from collections import deque
 
 import numpy as np
+from numpy.typing import NDArray
 
 from router.errors import PeerLost
 from services.transport.wire import (
@@ -32,6 +33,8 @@ class Stream:
         self.socket = connected
         connected.setblocking(False)
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        granted = connected.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        self.at_once = granted // 2  # bytes that go in one call; Linux doubles it for its own needs
         self._unsent: deque[memoryview] = deque()
         self._room = _room(0)  # for the message that is read, and what comes with it
         self._head: Head | None = None  # of it, once that has come
@@ -43,13 +46,19 @@ class Stream:
         """Whether something is still to be sent."""
         return bool(self._unsent)
 
-    def send(self, message: Message) -> None:
+    @property
+    def is_between_messages(self) -> bool:
+        """Whether nothing is half sent or half received."""
+        return not (self._unsent or self._got)
+
+    def send(self, message: Message, sent: int = 0) -> None:
         """As much as goes while the peer reads; what is left goes with `flush`.
 
-        Raises OSError if the peer is gone, PeerLost if it has left too much unread.
+        sent: bytes of it that have gone already. Raises OSError if the peer is gone, PeerLost if
+        it has left too much unread.
         """
-        parts, sent = encode(message), 0
-        if not self._unsent:
+        parts = encode(message)
+        if not (self._unsent or sent):
             with contextlib.suppress(BlockingIOError):
                 sent = self.socket.sendmsg(parts)
             if sent == n_bytes(parts):
@@ -80,6 +89,13 @@ class Stream:
             if sent < len(first):
                 self._unsent.appendleft(first[sent:])
             sent -= min(sent, len(first))
+
+    def unread(self, data: NDArray[np.uint8]) -> None:
+        """Have read these bytes, the beginning of a message or more, between messages."""
+        if len(data) >= len(self._room):
+            self._room = _room(len(data))
+        self._room[: len(data)] = data.data
+        self._got = len(data)
 
     def receive(self) -> Message | None:
         """The next whole message, None if there is none yet.

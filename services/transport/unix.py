@@ -24,6 +24,8 @@ from services.transport.base import (
     ShardLost,
     reconnect,
 )
+from services.transport.direct_link import DirectLink
+from services.transport.direct_port import DirectPort
 from services.transport.stream import Stream
 
 BACKLOG = 256
@@ -38,6 +40,8 @@ class UnixLink:
         self._streams: dict[ShardId, Stream] = {}
         self._owners: dict[int, ShardId] = {}
         self._refused: list[ShardLost] = []  # not told yet
+        self._direct: DirectLink | None = None
+        self._is_quiet = False  # since nothing has gone the long way, or all of it is through
 
     @property
     def files(self) -> tuple[int, ...]:
@@ -47,6 +51,19 @@ class UnixLink:
     def connect(self, shards: Sequence[ShardAddress]) -> None:
         reconnect(self._streams, shards, self._open, self._disconnect)
 
+    def direct(self, shards: Sequence[ShardAddress]) -> DirectLink | None:
+        """See `ShardLink.direct`."""
+        if not self._is_quiet:
+            if self._refused or any(not s.is_between_messages for s in self._streams.values()):
+                return None
+            self._is_quiet = True
+        if self._direct is None or self._direct.shards is not shards:
+            wanted = [address.shard_id for address in shards]
+            if set(wanted) != set(self._streams):
+                return None
+            self._direct = DirectLink(shards, [self._streams[shard_id] for shard_id in wanted])
+        return self._direct
+
     def _open(self, address: ShardAddress) -> None:
         own = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -54,17 +71,20 @@ class UnixLink:
         except OSError as error:
             own.close()
             self._refused.append(ShardLost(address.shard_id, f"not reached: {error}"))
+            self._is_quiet = False
             return
+        self._direct = None
         self._streams[address.shard_id] = Stream(own)
         self._owners[own.fileno()] = address.shard_id
         self._poll.register(own, READABLE)
 
-    def send(self, shard_id: ShardId, request: RowsRequest) -> None:
+    def send(self, shard_id: ShardId, request: RowsRequest, sent: int = 0) -> None:
+        self._is_quiet = False
         stream = self._streams.get(shard_id)
         if stream is None:
             raise PeerLost(f"shard {shard_id} is not connected")
         try:
-            stream.send(request)
+            stream.send(request, sent)
         except OSError as error:
             raise PeerLost("connection closed") from error
         if stream.is_behind:
@@ -73,6 +93,11 @@ class UnixLink:
     def receive(self, timeout_s: float) -> list[Event]:
         events: list[Event] = list(self._refused)
         self._refused.clear()
+        self._is_quiet = False
+        if self._direct is not None:
+            shards = self._direct.shards
+            for shard_id in [shards[index].shard_id for index in self._direct.leave()]:
+                events += self._answers(shard_id, self._streams[shard_id])
         timeout_ms = 0 if events else max(0, round(timeout_s * 1000))
         for file, what in self._poll.poll(timeout_ms):
             shard_id = self._owners[file]
@@ -99,6 +124,7 @@ class UnixLink:
         return events
 
     def _disconnect(self, shard_id: ShardId) -> None:
+        self._direct = None
         stream = self._streams.pop(shard_id)
         del self._owners[stream.socket.fileno()]
         self._poll.unregister(stream.socket)
@@ -135,6 +161,8 @@ class UnixPort:
         self._peers: dict[bytes, Stream] = {}  # a file's number is used again, a peer's mark is not
         self._marks: dict[int, bytes] = {}
         self._accepted = 0
+        self._direct: DirectPort | None = None
+        self._is_quiet = False  # see `UnixLink`
         self._poll = select.poll()
         for file in (self._listener.fileno(), self._woken):
             self._poll.register(file, select.POLLIN)
@@ -149,9 +177,24 @@ class UnixPort:
         """What can be waited for."""
         return (self._listener.fileno(), self._woken, *self._streams)
 
+    def direct(self) -> DirectPort | None:
+        """See `RowPort.direct`."""
+        if not self._is_quiet:
+            if any(not stream.is_between_messages for stream in self._streams.values()):
+                return None
+            self._is_quiet = True
+        if self._direct is None:
+            others = (self._listener.fileno(), self._woken)
+            self._direct = DirectPort(others, list(self._streams.values()), self._answer)
+        return self._direct
+
     def receive(self, timeout_s: float) -> list[Delivery]:
         deliveries: list[Delivery] = []
-        for file, what in self._poll.poll(max(0, round(timeout_s * 1000))):
+        self._is_quiet = False
+        for stream in self._direct.leave() if self._direct is not None else ():
+            deliveries += self._requests(stream.socket.fileno(), stream)
+        timeout_ms = 0 if deliveries else max(0, round(timeout_s * 1000))
+        for file, what in self._poll.poll(timeout_ms):
             if file == self._woken:
                 os.eventfd_read(file)
             elif file == self._listener.fileno():
@@ -173,6 +216,7 @@ class UnixPort:
             except BlockingIOError:
                 return accepted
             self._accepted += 1
+            self._direct = None
             file, mark = connected.fileno(), str(self._accepted).encode()
             self._streams[file] = self._peers[mark] = Stream(connected)
             self._marks[file] = mark
@@ -202,15 +246,17 @@ class UnixPort:
         if stream is not None:
             self._answer(stream, answer)
 
-    def _answer(self, stream: Stream, answer: RowsAnswer | RowsRefusal) -> None:
+    def _answer(self, stream: Stream, answer: RowsAnswer | RowsRefusal, sent: int = 0) -> None:
+        self._is_quiet = False
         try:
-            stream.send(answer)
+            stream.send(answer, sent)
         except (OSError, PeerLost):  # shows when it is read
             return
         if stream.is_behind:
             self._poll.modify(stream.socket, READABLE | select.POLLOUT)
 
     def _drop(self, file: int) -> None:
+        self._direct = None
         stream = self._streams.pop(file)
         del self._peers[self._marks.pop(file)]
         self._poll.unregister(stream.socket)

@@ -46,7 +46,7 @@ class TimesExpert:
     def run(self, layer: int, rows: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
         assert rows.device.type == slots.device.type == DEVICE.type
         self.threads.append(torch.get_num_threads())
-        return rows * self.factors[slots.long()].view(-1, 1)
+        return (rows * self.factors[slots.long()].view(-1, 1)).to(rows.dtype)
 
     def slot_bytes(self, layer: int, slot: int) -> list[torch.Tensor]:
         return [self.factors[slot : slot + 1]]

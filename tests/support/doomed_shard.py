@@ -7,18 +7,23 @@ answered after it was stopped and continued. `doomed_pool` holds the other end.
 
 import select
 import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import torch
 from vllm.config import VllmConfig
 
+from router.rows import as_array
 from router.table import ShardId
 from services.experts.engine import shard_vllm_config
 from services.experts.vllm_kernel import VllmKernel
 from services.experts.worker import ShardWorker
 from services.lifecycle import end_with_parent
 from services.transport.base import Delivery, RowsAnswer, RowsRefusal
+from services.transport.direct_port import LAYER, NUMBER, STREAM, DirectPort
 from services.transport.sockets import SocketPort
 from tests.support.kill_scenarios import Lie, Moment, Strike
 
@@ -95,16 +100,49 @@ class DoomedPort(SocketPort):
                 self._trap.strike()
         return deliveries
 
+    def direct(self) -> DirectPort | None:
+        direct = super().direct()
+        if direct is not None and not isinstance(direct, DoomedDirect):
+            direct = self._near._direct = DoomedDirect(direct, self)
+        return direct
+
     def answer(self, delivery: Delivery, answer: RowsAnswer | RowsRefusal) -> None:
-        layer = delivery.request.layer
-        lie = self._trap.strike() if self._trap.is_due(Moment.ANSWERED, layer) else None
-        super().answer(delivery, answer if lie is None else spoilt(answer, lie))
+        with self.answering(delivery.request.layer) as lie:
+            super().answer(delivery, answer if lie is None else spoilt(answer, lie))
+
+    @contextmanager
+    def answering(self, layer: int) -> Iterator[Lie | None]:
+        """Strikes before, between and after; what is to be answered in place of the truth."""
+        yield self._trap.strike() if self._trap.is_due(Moment.ANSWERED, layer) else None
         self._trap.answered()
         if self._trap.is_due(Moment.SENDING, layer):
             self._trap.strike()
         if self._trap.is_due(Moment.REPLIED, layer):
             select.select(self._near.files, [], [], NEXT_REQUEST_TIMEOUT_S)
             self._trap.strike()
+
+
+class DoomedDirect(DirectPort):
+    """The short way through such a port. Of one attention replica: a batch is one request."""
+
+    def __init__(self, whole: DirectPort, port: DoomedPort) -> None:
+        vars(self).update(vars(whole))
+        self._port = port
+
+    def take(self, *arguments: Any, **more: Any) -> list[list[int]] | None:
+        asked = super().take(*arguments, **more)
+        if asked and self._port._trap.is_due(Moment.RECEIVED, asked[0][LAYER]):
+            self._port._trap.strike()
+        return asked
+
+    def answer(self, asked: Sequence[Sequence[int]], rows: torch.Tensor, **more: Any) -> None:
+        [request] = asked
+        with self._port.answering(request[LAYER]) as lie:
+            if lie is None:
+                super().answer(asked, rows, **more)
+            else:
+                answer = spoilt(RowsAnswer(request[NUMBER], as_array(rows)), lie)
+                self._answer(self.streams[request[STREAM]], answer, 0)
 
 
 def spoilt(answer: RowsAnswer | RowsRefusal, lie: Lie) -> RowsAnswer:
