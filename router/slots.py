@@ -1,4 +1,4 @@
-"""Which of a shard's slots hold the experts that rows are for; step 6 of a token's life."""
+"""Which of a shard's slots hold the experts that rows are for; step 8 of a token's life."""
 
 import numpy as np
 from numpy.typing import NDArray
