@@ -40,6 +40,7 @@ class DirectLayer:
         self._layer, self._x, self._ids = layer, x, ids
         self._answers, self._as_bytes = _room(ids.size, x.shape[1], CODES[x.dtype])
         self._seen = link.seen
+        self._has_landed = False
         self._long_way: LayerStep | None = None
         if launched.n_sent < launched.n_messages:
             self.long_way()
@@ -52,9 +53,9 @@ class DirectLayer:
     def finish(self) -> Rows:
         """See `LayerStep.finish`. What is returned is used again for a layer of as many pairs."""
         if self._long_way is None:
-            timeout_s = self._pool.settings.reply_timeout_s
-            if self._link.land(self._launched, self._as_bytes, timeout_s=timeout_s):
-                self._seen = self._link.seen.copy()
+            until_s = self.chosen_s + self._pool.settings.reply_timeout_s
+            if self._link.land(self._launched, self._as_bytes, until_s=until_s):
+                self._seen, self._has_landed = self._link.seen.copy(), True
                 return self._answers
         return self.long_way().finish()
 
@@ -78,14 +79,14 @@ class DirectLayer:
             for i, rows in enumerate(cut(launched.plan, self._ids.size))
         )
         exchange.go_on(sends)
-        step.was_sent(sends[: launched.n_sent])
+        step.was_sent(sends[: launched.n_sent], at_s=self.chosen_s)
         for send in sends[: launched.n_sent]:
             came_ns, waited_us, computed_us = self._seen[send.rows.shard, CAME_NS:].tolist()
             if came_ns:
                 rows = self._answers[send.rows.pair_positions]
                 step.take(send.shard_id, RowsAnswer(send.number, rows, waited_us, computed_us))
         step.send(sends[launched.n_sent :], sent=launched.bytes_sent)
-        if exchange.is_done:
+        if self._has_landed:
             step.finish()
         return step
 

@@ -70,13 +70,13 @@ class LayerStep:
         """See `DirectLayer`."""
         return self
 
-    def was_sent(self, sends: tuple[SendRows, ...]) -> None:
-        """These have gone the short way, all of each."""
+    def was_sent(self, sends: tuple[SendRows, ...], *, at_s: float) -> None:
+        """These have gone the short way, all of each. at_s: perf_counter, which is monotonic."""
         for send in sends:
-            self._count(send, send.rows.tokens.size)
+            self._count(send, send.rows.tokens.size, at_s)
 
-    def _count(self, send: SendRows, n_rows: int) -> None:
-        self._sent_s[send.shard_id] = time.monotonic()
+    def _count(self, send: SendRows, n_rows: int, at_s: float) -> None:
+        self._sent_s[send.shard_id] = at_s
         traffic = self._pool.traffic
         traffic.sends += 1
         traffic.rows_sent += n_rows
@@ -103,7 +103,7 @@ class LayerStep:
                 self.origin,
                 busy.get(send.shard_id, 0),
             )
-            self._count(send, there.shape[0])
+            self._count(send, there.shape[0], time.monotonic())
             try:
                 self._pool.link.send(send.shard_id, request, sent)
             except PeerLost as error:

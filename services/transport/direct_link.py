@@ -52,7 +52,7 @@ class DirectLink:
         self._rooms = np.empty((count + 1, MOST_BYTES), np.uint8)  # answers; rows to be sent
         self.seen = np.zeros((count, 4), np.int64)
         """[S]: bytes of an answer; when all of it had come, 0 for not yet; what it says it took."""
-        self._told = np.zeros(4, np.int64)
+        self._told, self._parts = np.zeros(4, np.int64), np.zeros((4, 2), np.int64)
 
     def launch(
         self,
@@ -82,6 +82,7 @@ class DirectLink:
             self._rooms,
             self.seen,
             told,
+            self._parts,
             plan,
             ids,
             table.holders,
@@ -101,10 +102,11 @@ class DirectLink:
         number = numbers.take(n_messages)
         return Launched(plan, number, n_sent, n_messages, bytes_sent, chosen_ns / libc.NS)
 
-    def land(self, launched: Launched, answers: NDArray[np.uint8], *, timeout_s: float) -> bool:
+    def land(self, launched: Launched, answers: NDArray[np.uint8], *, until_s: float) -> bool:
         """Wait for all answers and put their rows into `answers` [T * K, bytes of a row].
 
-        False: something else has come, or too little in `timeout_s`; `seen` and `leave` tell what.
+        False: something else has come, or too little until then by perf_counter; `seen` and
+        `leave` tell what.
         """
         return link_loops.land(
             self._polled,
@@ -114,7 +116,7 @@ class DirectLink:
             launched.plan,
             answers,
             launched.n_messages,
-            round(timeout_s * 1000),
+            round(until_s * libc.NS),
         )
 
     def leave(self) -> list[int]:
@@ -147,5 +149,5 @@ def warm_up() -> None:
     )
     assert launched is None  # no shard holds the expert
     nothing = Launched(plan_room(0, 0), 0, 0, 0, 0, 0.0)
-    link.land(nothing, np.zeros((0, 1), np.uint8), timeout_s=0.0)
+    link.land(nothing, np.zeros((0, 1), np.uint8), until_s=0.0)
     link_loops.add_up(nothing.plan, 0, link.seen, 0.0, np.empty((2, 0)))

@@ -34,6 +34,7 @@ from services.transport.words import (
     number_of,
     put_head,
 )
+from services.transport.words import NUMBER as NUMBER_WORD
 
 STREAM, NUMBER, N_PAIRS, BUSY, ARRIVED_NS, LAYER = range(6)
 LONG_WAY = -1
@@ -52,7 +53,7 @@ class DirectPort:
         self._rooms = np.empty((count, MOST_BYTES), np.uint8)
         self._got = np.zeros((count, 2), np.int64)  # bytes; when they had come
         self._asked = np.zeros((count, 6), np.int64)  # of the batch, request by request
-        self._head = np.zeros(N_WORDS, np.int32)
+        self._head, self._parts = np.zeros(N_WORDS, np.int32), np.zeros((2, 2), np.int64)
 
     def take(
         self,
@@ -101,6 +102,7 @@ class DirectPort:
             sent = _answer(
                 stream.socket.fileno(),
                 self._head,
+                self._parts,
                 at,
                 n_bytes,
                 hidden,
@@ -201,6 +203,8 @@ def _size(
         or head[KINDS] & 0xFFFF != kinds_of(REQUEST, dtype, 0)
         or head[KINDS] >> 16 & 0xFFFF >= n_layers
         or head[HIDDEN] != hidden
+        or head[NUMBER_WORD + 1] < 0  # which no sender counts to, as no more threads than an int32
+        or head[FIRST_TIME] < 0
         or head[MARKS:].any()
         or not (0 < tokens <= MOST_BYTES and 0 < pairs <= rows.shape[0])
     ):
@@ -258,6 +262,7 @@ def _take_layer(
 def _answer(
     file: int,
     head: NDArray[np.int32],
+    parts: NDArray[np.int64],
     rows_at: int,
     n_bytes: int,
     hidden: int,
@@ -267,9 +272,8 @@ def _answer(
     waited_us: int,
     computed_us: int,
 ) -> int:
-    """Bytes that have gone, below 0 for none."""
+    """Bytes that have gone, below 0 for none. parts: [2, 2] of writev's structs."""
     put_head(head, kinds_of(ANSWER, dtype, 0), number, 0, pairs, hidden, waited_us, computed_us)
-    parts = np.empty((2, 2), np.int64)
     parts[0] = libc.address(head), 4 * N_WORDS
     parts[1] = rows_at, n_bytes
     return libc.writev(np.int32(file), libc.address(parts), np.int32(2))

@@ -52,7 +52,10 @@ clock_gettime: Callable[[Any, int], int] = _of_libc(
 
 @jit
 def address(array: NDArray[Any]) -> int:
-    """Of the first number of an array, of which the caller keeps hold."""
+    """Of the first number of an array that the compiled loop was given.
+
+    Not of one that it has made: numba frees that after its last use, and this is none.
+    """
     return np.int64(array.ctypes.data)  # type: ignore[return-value]  # as addresses can be added to
 
 

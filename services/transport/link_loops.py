@@ -33,6 +33,7 @@ def launch(
     rooms: NDArray[np.uint8],
     seen: NDArray[np.int64],
     told: NDArray[np.int64],
+    parts: NDArray[np.int64],
     plan: NDArray[np.int32],
     ids: NDArray[np.int32],
     holders: NDArray[np.int16],
@@ -50,7 +51,8 @@ def launch(
 
     polled: [S, 2] of poll's structs. heads: [S, 16] to be filled with what is sent, no pairs: none.
     rooms: [S + 1, B], the last one free. seen: [S, 4] to be cleared. told: [4] to be filled:
-    messages, bytes sent of the one that did not go, ns when all was chosen. Others: `DirectLink`.
+    messages, bytes sent of the one that did not go, ns when all was chosen. parts: [4, 2] of
+    writev's structs. Others: `DirectLink`.
     """
     if not choose_and_group(ids, holders[layer], counts[layer], load, policy, plan):
         return NO_HOLDER
@@ -58,7 +60,7 @@ def launch(
     n_shards, n_pairs, n_tokens = polled.shape[0], ids.size, ids.shape[0]
     ends = plan[4 * n_pairs :].reshape(2, -1)
     kinds = kinds_of(REQUEST, dtype, layer)
-    parts, scratch = np.empty((4, 2), np.int64), libc.address(rooms[n_shards:])
+    scratch = libc.address(rooms[n_shards:])
     heads[:, PAIRS] = 0
     seen[:] = 0
     n_messages = n_sent = bytes_sent = 0
@@ -99,7 +101,7 @@ def land(
     plan: NDArray[np.int32],
     answers: NDArray[np.uint8],
     n_left: int,
-    timeout_ms: int,
+    end_ns: int,
 ) -> bool:
     """Fill answers and `seen` until none of the `n_left` is away; False: see `DirectLink`."""
     n_shards, n_pairs, row_bytes = polled.shape[0], answers.shape[0], answers.shape[1]
@@ -107,7 +109,8 @@ def land(
     clock = np.empty(2, np.int64)
     to, head_bytes = libc.address(answers), 4 * N_WORDS
     while n_left:
-        if libc.poll(libc.address(polled), n_shards, np.int32(timeout_ms)) < 1:
+        left_ms = max(0, (end_ns - libc.clock_ns(clock)) // 1_000_000)
+        if libc.poll(libc.address(polled), n_shards, np.int32(left_ms)) < 1:
             return False
         for shard in range(n_shards):
             events, sent = polled[shard, 1] >> 16, heads[shard]
@@ -134,6 +137,8 @@ def land(
             seen[shard, GOT], seen[shard, CAME_NS] = 0, libc.clock_ns(clock)
             seen[shard, WAITED_US], seen[shard, COMPUTED_US] = head[FIRST_TIME], head[SECOND_TIME]
             n_left -= 1
+            if not n_left:  # whatever else there is, the next layer meets it
+                return True
     return True
 
 

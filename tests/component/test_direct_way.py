@@ -3,7 +3,10 @@
 What a shard's death in the middle of a layer does is seen with real processes in `test_kills`.
 """
 
+import threading
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +115,28 @@ def test_a_shard_that_goes_away_is_met_on_the_long_way(pool: Pool, ways: Ways) -
     pool.compute()
     assert ways.layers == 3, "a table without it has the short way again"
     assert [list(r.lost) for r in pool.feed.reports if r.lost] == [["a"]]
+
+
+def test_a_silent_shard_is_left_when_its_time_is_over(pool: Pool, ways: Ways) -> None:
+    for _ in range(3):
+        pool.compute()
+    pool.remote.settings = replace(pool.remote.settings, reply_timeout_s=0.5)
+    resume = threading.Event()
+
+    def hold() -> None:
+        resume.wait(10)
+
+    pool.workers["a"]._tasks.put(hold)
+    pool.workers["a"]._port.wake()
+    time.sleep(0.2)
+    started_s = time.monotonic()
+    pool.compute()
+    took_s = time.monotonic() - started_s
+    resume.set()
+    assert 0.49 < took_s < 0.8, "the short way's wait counts"
+    assert ways.taken_over == 1
+    assert pool.remote.dead == {"a"}
+    assert pool.remote.traffic.row_s > 0.49
 
 
 def test_an_expert_that_has_moved_is_refused_and_found_elsewhere(pool: Pool, ways: Ways) -> None:

@@ -4,7 +4,10 @@ The other end of each is the long way's code, which reads and writes the same me
 """
 
 import socket
+import threading
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -121,6 +124,10 @@ def wanted() -> NDArray[np.float32]:
     return rows
 
 
+def soon() -> float:
+    return time.perf_counter() + 5.0
+
+
 def room() -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     rows = np.zeros((IDS.size, HIDDEN), np.float32)
     return rows, rows.view(np.uint8)
@@ -135,7 +142,7 @@ def test_a_layer_goes_out_and_comes_back(shards: Shards) -> None:
         assert request.number == shard + 1 <= shards.numbers.last
         shards.ends[shard].send(answer_to(request))
     rows, as_bytes = room()
-    assert shards.link.land(launched, as_bytes, timeout_s=5.0)
+    assert shards.link.land(launched, as_bytes, until_s=soon())
     np.testing.assert_array_equal(rows, wanted())
     assert (shards.link.seen[:, CAME_NS] > launched.chosen_s).all()
     assert shards.link.seen[:, WAITED_US].tolist() == [7, 7]
@@ -189,10 +196,12 @@ def test_another_message_is_left_to_the_long_way_whole(shards: Shards, how: str)
     good = answer_to(shards.asked(0))
     shards.ends[0].send(good)
     rows, as_bytes = room()
-    assert not shards.link.land(launched, as_bytes, timeout_s=0.05), "one is missing"
+    assert not shards.link.land(launched, as_bytes, until_s=time.perf_counter() + 0.05), (
+        "one is missing"
+    )
     assert shards.link.seen[0, CAME_NS] > 0
     shards.ends[1].send(odd)
-    assert not shards.link.land(launched, as_bytes, timeout_s=5.0)
+    assert not shards.link.land(launched, as_bytes, until_s=soon())
     assert shards.link.leave() == [1]
     found = shards.link.streams[1].receive()
     assert type(found) is type(odd)
@@ -210,7 +219,7 @@ def test_half_an_answer_is_left_to_the_long_way(shards: Shards) -> None:
         bytes(memoryview(part).cast("B")) for part in encode(answer_to(shards.asked(0)))
     )
     shards.ends[0].socket.send(data[:-3])
-    assert not shards.link.land(launched, room()[1], timeout_s=0.05)
+    assert not shards.link.land(launched, room()[1], until_s=time.perf_counter() + 0.05)
     assert shards.link.leave() == [0]
     shards.ends[0].socket.send(data[-3:])
     found = shards.link.streams[0].receive()
@@ -218,11 +227,32 @@ def test_half_an_answer_is_left_to_the_long_way(shards: Shards) -> None:
     assert found.number == launched.number
 
 
+def test_what_comes_with_the_last_answer_is_left_to_the_next_layer(shards: Shards) -> None:
+    launched = shards.launch(X[:1], np.array([[0, 2]], np.int32))
+    assert launched is not None
+    assert launched.n_messages == 1
+    shards.ends[0].send(answer_to(shards.asked(0)))
+    shards.ends[1].close()
+    assert shards.link.land(launched, np.zeros((2, 4 * HIDDEN), np.uint8), until_s=soon())
+
+
+def test_the_wait_for_answers_ends_in_time_whoever_else_answers(shards: Shards) -> None:
+    launched = shards.launch(X, IDS)
+    assert launched is not None
+    answering = threading.Timer(0.2, lambda: shards.ends[0].send(answer_to(shards.asked(0))))
+    answering.start()
+    started_s = time.perf_counter()
+    assert not shards.link.land(launched, room()[1], until_s=started_s + 0.3)
+    assert 0.29 < time.perf_counter() - started_s < 0.4
+    answering.join()
+    assert not shards.link.land(launched, room()[1], until_s=started_s), "over already"
+
+
 def test_a_shard_that_is_gone_ends_the_short_way_both_times(shards: Shards) -> None:
     launched = shards.launch(X, IDS)
     assert launched is not None
     shards.ends[1].close()
-    assert not shards.link.land(launched, room()[1], timeout_s=5.0)
+    assert not shards.link.land(launched, room()[1], until_s=soon())
     again = shards.launch(X, IDS)
     assert again is not None
     assert (again.n_sent, again.n_messages, again.bytes_sent) == (1, 2, 0)
@@ -326,8 +356,22 @@ def test_more_than_there_is_room_for_waits(port: Port) -> None:
             Origin(("ab" * 16,)),
         ),
         RowsAnswer(5, np.zeros((1, HIDDEN), np.float32)),
+        replace(request(5, [0]), busy_threads=2**31),
+        replace(request(5, [0]), number=2**63),
     ],
-    ids=["moved", "expert", "layer", "hidden", "pairs", "dtype", "row", "traced", "answer"],
+    ids=[
+        "moved",
+        "expert",
+        "layer",
+        "hidden",
+        "pairs",
+        "dtype",
+        "row",
+        "traced",
+        "answer",
+        "busy",
+        "number",
+    ],
 )
 def test_what_is_not_plain_is_left_to_the_long_way_whole(
     port: Port, odd: RowsRequest | RowsAnswer
@@ -338,7 +382,7 @@ def test_what_is_not_plain_is_left_to_the_long_way_whole(
     [stream] = port.port.leave()
     found = stream.receive()
     assert type(found) is type(odd)
-    assert found.number == 5
+    assert found.number == odd.number
     behind = stream.receive()
     assert isinstance(behind, RowsRequest)
     assert behind.number == 6
