@@ -205,8 +205,7 @@ class RemotePool:
             again.send(exchange.begin(positions[exchange.can_place(positions)]))
             again.finish(is_patient=False)
 
-        sends = [send for send, _ in step.answered]
-        blame = partial(self.lose, is_wrong=True)
+        sends, blame = [send for send, _ in step.answered], partial(self.lose, is_wrong=True)
         return recheck(answers, sends, layer=layer, ask=ask, blame=blame)
 
     def _between_steps(self) -> None:
@@ -274,10 +273,9 @@ class RemotePool:
         if shard_id in self.dead:
             return
         self.dead |= {shard_id}
-        kind = "answers wrongly" if is_wrong else "lost"
         self.traffic.wrong += is_wrong
         self.traffic.lost += not is_wrong
-        ids = self.steps.named()
+        kind, ids = "answers wrongly" if is_wrong else "lost", self.steps.named()
         log.warning("shard %s: request_ids=%s shard=%s reason=%s", kind, ids, shard_id, reason)
         (self._report.wrong if is_wrong else self._report.lost)[shard_id] = reason
         if not is_wrong:
