@@ -55,9 +55,8 @@ class Sum:
             like.dtype is torch.bfloat16 or (like.dtype is torch.float32 and n_numbers <= SMALL)
         )
         if self._is_compiled:
-            is_float32 = like.dtype is torch.float32
-            self._rounded = np.empty(like.shape, np.float32 if is_float32 else np.uint16)
-            self._out, self._gate = as_tensor(self._rounded), topk_weights.contiguous().numpy()
+            self._out = torch.empty(like.shape, dtype=like.dtype)
+            self._rounded, self._gate = as_array(self._out), topk_weights.contiguous().numpy()
 
     def of(self, rows: Rows) -> tuple[torch.Tensor, bool]:
         """rows: [T * K, H] → [T, H], the same memory each time, and whether all of it is finite.

@@ -52,7 +52,7 @@ class DirectLink:
         self._rooms = np.empty((count + 1, MOST_BYTES), np.uint8)  # answers; rows to be sent
         self.seen = np.zeros((count, 4), np.int64)
         """[S]: bytes of an answer; when all of it had come, 0 for not yet; what it says it took."""
-        self._told, self._parts = np.zeros(4, np.int64), np.zeros((4, 2), np.int64)
+        self._told, self._parts = np.zeros(3, np.int64), np.zeros((4, 2), np.int64)
 
     def launch(
         self,
@@ -98,7 +98,7 @@ class DirectLink:
         )
         if n_sent == NO_HOLDER:
             return None
-        n_messages, bytes_sent, chosen_ns, _ = told.tolist()
+        n_messages, bytes_sent, chosen_ns = told.tolist()
         number = numbers.take(n_messages)
         return Launched(plan, number, n_sent, n_messages, bytes_sent, chosen_ns / libc.NS)
 

@@ -30,7 +30,9 @@ from services.transport.words import (
     N_WORDS,
     PAIRS,
     TOKENS,
+    head_of,
     kinds_of,
+    layer_of,
     number_of,
     put_head,
 )
@@ -196,12 +198,12 @@ def _size(
     """Bytes of the request that a room begins with, 0 if it is not whole yet; LONG_WAY."""
     if got < 4 * N_WORDS:
         return 0
-    head = room[: 4 * N_WORDS].view(np.int32)
+    head = head_of(room)
     tokens, pairs = int(head[TOKENS]), int(head[PAIRS])
     if (
         head[0] != MAGIC_WORD
         or head[KINDS] & 0xFFFF != kinds_of(REQUEST, dtype, 0)
-        or head[KINDS] >> 16 & 0xFFFF >= n_layers
+        or layer_of(head) >= n_layers
         or head[HIDDEN] != hidden
         or head[NUMBER_WORD + 1] < 0  # which no sender counts to, as no more threads than an int32
         or head[FIRST_TIME] < 0
@@ -229,25 +231,22 @@ def _take_layer(
 ) -> int:
     """One stream's request, and those of the others for the same layer while there is room."""
     n_streams, row_bytes = rooms.shape[0], rows.shape[1]
-    layer = rooms[first, : 4 * N_WORDS].view(np.int32)[KINDS] >> 16 & 0xFFFF
+    layer = layer_of(head_of(rooms[first]))
     n_asked = n_pairs = 0
     for step in range(n_streams):
         place = (first + step) % n_streams
         room = rooms[place]
-        head = room[: 4 * N_WORDS].view(np.int32)
+        head = head_of(room)
         size = _size(room, got[place, 0], slot_of.shape[0], rows, hidden, dtype)
         pairs, tokens = int(head[PAIRS]), int(head[TOKENS])
-        if size <= 0 or head[KINDS] >> 16 & 0xFFFF != layer or n_pairs + pairs > rows.shape[0]:
+        if size <= 0 or layer_of(head) != layer or n_pairs + pairs > rows.shape[0]:
             continue
         pair_rows = room[size - 8 * pairs : size - 4 * pairs].view(np.int32)
         experts = room[size - 4 * pairs : size].view(np.int32)
         if not find_slots(slot_of[layer], experts, pair_rows, tokens, slots[n_pairs:]):
             continue
         start = libc.address(room)
-        to, its_rows = libc.address(rows[n_pairs:]), start + 4 * N_WORDS
-        for row in pair_rows:
-            libc.memcpy(to, its_rows + row * row_bytes, row_bytes)
-            to += row_bytes
+        libc.gather(libc.address(rows[n_pairs:]), start + 4 * N_WORDS, pair_rows, row_bytes)
         of = asked[n_asked]
         of[STREAM], of[NUMBER], of[N_PAIRS] = place, number_of(head), pairs
         of[BUSY], of[ARRIVED_NS], of[LAYER] = head[FIRST_TIME], got[place, 1], layer

@@ -64,3 +64,11 @@ def clock_ns(room: NDArray[np.int64]) -> int:
     """Nanoseconds of `time.monotonic`'s and `time.perf_counter`'s clock. room: [2] at least."""
     clock_gettime(np.int32(1), address(room))
     return int(room[0] * NS + room[1])
+
+
+@jit
+def gather(to: int, rows_at: int, rows: NDArray[np.int32], row_bytes: int) -> None:
+    """Copy these rows of what is at `rows_at`, one behind the other."""
+    for row in rows:
+        memcpy(to, rows_at + row * row_bytes, row_bytes)
+        to += row_bytes

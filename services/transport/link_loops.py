@@ -18,6 +18,7 @@ from services.transport.words import (
     NUMBER,
     PAIRS,
     SECOND_TIME,
+    head_of,
     kinds_of,
     put_head,
 )
@@ -50,7 +51,7 @@ def launch(
     """Choose, and send until a message does not go in full; returns how many have, or NO_HOLDER.
 
     polled: [S, 2] of poll's structs. heads: [S, 16] to be filled with what is sent, no pairs: none.
-    rooms: [S + 1, B], the last one free. seen: [S, 4] to be cleared. told: [4] to be filled:
+    rooms: [S + 1, B], the last one free. seen: [S, 4] to be cleared. told: [3] to be filled:
     messages, bytes sent of the one that did not go, ns when all was chosen. parts: [4, 2] of
     writev's structs. Others: `DirectLink`.
     """
@@ -76,9 +77,8 @@ def launch(
         at = rows_at
         if tokens < n_tokens:
             at = scratch
-            for row in range(tokens):
-                token = int(plan[ends[1, shard] + row])
-                libc.memcpy(at + row * row_bytes, rows_at + token * row_bytes, row_bytes)
+            sent_rows = plan[ends[1, shard] : ends[1, shard + 1]]
+            libc.gather(scratch, rows_at, sent_rows, row_bytes)
         parts[0] = libc.address(head), 4 * N_WORDS
         parts[1] = at, tokens * row_bytes
         parts[2] = libc.address(plan[n_pairs + first :]), 4 * pairs
@@ -125,7 +125,7 @@ def land(
                 return False
             got += count
             seen[shard, GOT] = got
-            head = room[:head_bytes].view(np.int32)
+            head = head_of(room)
             if got >= head_bytes and not _answers(head, sent):
                 return False
             if got < size:

@@ -46,3 +46,15 @@ def kinds_of(kind: int, dtype: int, layer: int) -> int:
 def number_of(words: NDArray[np.int32]) -> int:
     """Of a message."""
     return int(np.int64(words[NUMBER + 1]) << 32 | np.int64(words[NUMBER]) & 0xFFFFFFFF)
+
+
+@jit
+def layer_of(words: NDArray[np.int32]) -> int:
+    """Of a request."""
+    return int(words[KINDS] >> 16 & 0xFFFF)
+
+
+@jit
+def head_of(room: NDArray[np.uint8]) -> NDArray[np.int32]:
+    """The words that a message begins with."""
+    return room[: 4 * N_WORDS].view(np.int32)

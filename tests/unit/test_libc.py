@@ -59,6 +59,18 @@ def test_memory_is_copied_and_moved() -> None:
     assert to.tolist() == [1, 1, 2, 3]
 
 
+@jit
+def gathered(to: NDArray[np.uint8], of: NDArray[np.uint8], rows: NDArray[np.int32]) -> None:
+    libc.gather(libc.address(to), libc.address(of), rows, of.shape[1])
+
+
+def test_rows_are_gathered_in_the_order_asked_for() -> None:
+    to, of = np.zeros((3, 2), np.uint8), np.arange(8, dtype=np.uint8).reshape(4, 2)
+    rows = np.array([3, 0, 3], np.int32)
+    gathered(to, of, rows)
+    assert to.tolist() == of[rows].tolist()
+
+
 def test_the_clock_is_that_of_monotonic() -> None:
     before_s = time.monotonic()
     now_s = libc.clock_ns(np.zeros(2, np.int64)) / libc.NS
