@@ -57,12 +57,13 @@ EXPECTED_KERNELS = {  # of a CPU's, by the first of their arguments; `norms` and
     "fused_add_rms_norm": ["input", "residual", "weight", "epsilon"],
     "rotary_embedding": ["positions", "query", "key", "head_size", "cos_sin_cache", "is_neox"],
 }
-EXPECTED_BFLOAT16_KERNELS = {  # where `has_bfloat16_alone`; `latent` and `packed` call them
+EXPECTED_BFLOAT16_KERNELS = {  # where `has_bfloat16_alone`; `latent`, `linears` and `packed`
     "decode_attention_cpu": ["query", "k_buffer", "v_buffer", "output"],
     "extend_attention_cpu": ["q_extend", "k_extend", "v_extend", "o_extend"],
     "bmm_cpu": ["out", "mat1", "mat2", "is_vnni", "scale"],
     "concat_and_cache_mla_cpu": ["kv_c_normed", "k_pe", "kv_cache", "slot_mapping"],
     "convert_weight_packed": ["weight"],
+    "weight_packed_linear": ["out", "mat1", "mat2", "bias", "is_vnni"],
     "fused_experts_cpu": ["out", "hidden_states", "w1", "w2", "topk_weights", "topk_ids"],
 }
 EXPECTED_ARGUMENTS = ("layer_name", "params_dtype", "moe_config", "quant_config")

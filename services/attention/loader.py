@@ -23,6 +23,7 @@ from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
 from router.errors import CheckpointError
 from services.attention.latent import latent_attention
+from services.attention.linears import pack_linears
 from services.attention.rotary import flat_rotary
 from services.checkpoint import is_routed_expert
 from services.lifecycle import give_back_memory, keep_memory, let_others_first
@@ -40,6 +41,7 @@ class AttentionLoader(DefaultModelLoader):
         super().__init__(load_config)
         self.bytes_read = 0
         self.bytes_skipped = 0
+        self._vllm_config: VllmConfig | None = None
 
     def load_model(
         self, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str = ""
@@ -48,6 +50,7 @@ class AttentionLoader(DefaultModelLoader):
         from services.attention.remote_experts import connect_layers
         from services.attention.settings import RemoteSettings
 
+        self._vllm_config = vllm_config
         on_cpu = vllm_config.device_config.device_type == "cpu"
         if on_cpu:
             let_others_first()
@@ -74,6 +77,12 @@ class AttentionLoader(DefaultModelLoader):
             keep_memory()
         connect_layers(model, settings)
         return model
+
+    def load_weights(self, model: torch.nn.Module, model_config: ModelConfig) -> None:
+        """Read them, and choose who prepares them."""
+        super().load_weights(model, model_config)
+        if self._vllm_config is not None:
+            pack_linears(model, self._vllm_config)
 
     def get_all_weights(
         self, model_config: ModelConfig, model: torch.nn.Module
