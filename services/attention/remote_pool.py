@@ -21,6 +21,7 @@ from router.exchange import LayerExchange, SendNumbers
 from router.rows import Rows
 from router.service_times import ServiceTimes
 from router.table import ReplicaTable, ShardId
+from services.attention import traffic
 from services.attention.cores import shards_on
 from services.attention.direct_layer import DirectLayer, launch
 from services.attention.feed import TableFeed, WorkerReport, describe_missing
@@ -29,7 +30,6 @@ from services.attention.layer_times import LayerTimes
 from services.attention.recheck import recheck
 from services.attention.settings import RemoteSettings
 from services.attention.steps import Steps
-from services.attention.traffic import Traffic
 from services.attention.turns import Turns
 from services.transport import direct_link
 from services.transport.base import ShardLink
@@ -38,8 +38,10 @@ from services.transport.staging import to_host
 
 log = logging.getLogger(__name__)
 
+COMPILED = (grouped_topk, choose, dispatch, combine, service_times, direct_link, traffic)
 WAIT_LOG_INTERVAL_S = 5.0
 REPORT_INTERVAL_S = 0.5
+NOTED_AT_ONCE = 8  # layers; the first of them takes as long as the others together
 FORGIVE_S = 5.0  # in which the controller would have published a table without a dead shard
 
 
@@ -57,7 +59,7 @@ class RemotePool:
         self._table: ReplicaTable | None = None
         self.service_times = ServiceTimes(0)
         self.times = LayerTimes()
-        self.traffic = Traffic()
+        self.traffic = traffic.Traffic()
         self.steps = Steps.of(settings)
         self.turns = Turns()
         self.open_layers: list[LayerStep] = []  # one, or one of each half of a step
@@ -71,7 +73,7 @@ class RemotePool:
     @classmethod
     def connect(cls, settings: RemoteSettings) -> "RemotePool":
         """Join this replica's server process and take the keys it hands out."""
-        for module in (grouped_topk, choose, dispatch, combine, service_times, direct_link):
+        for module in COMPILED:
             module.warm_up()  # compiled in the middle of a step they would stall every stream
         feed = TableFeed(settings.feed)
         keys = feed.join()
@@ -147,7 +149,8 @@ class RemotePool:
             followed = self.steps.follow(layer, step) if self.steps.is_followed else None
             step.begin()
         sent_s = time.perf_counter()
-        self._note_times()
+        if len(self._untold) >= NOTED_AT_ONCE or isinstance(step, LayerStep):
+            self._note_times()
         self.traffic.count(layer, ids, table.counts.shape)
         total = combine.Sum(x, topk_weights)
         meanwhile()
@@ -171,7 +174,7 @@ class RemotePool:
         return out
 
     def _note_times(self) -> None:
-        """Of layers that have ended; called while rows are away, when that costs no time."""
+        """Of layers that have ended; called while rows are away, or when a step ends."""
         for table, step, marks in self._untold:
             times, slowest = step.account(len(table.shards))
             if self._table is table:  # else the answers are of shards that it numbers otherwise
@@ -260,12 +263,8 @@ class RemotePool:
         for step in self.open_layers:
             step.keep_to(listed)
         self._lost_s = {s: at_s for s, at_s in self._lost_s.items() if s in self.dead}
-        log.info(
-            "table adopted: table_version=%s shards=%s redundancy=%s",
-            table.version,
-            len(table.shards),
-            table.redundancy(),
-        )
+        line = "table adopted: table_version=%s shards=%s redundancy=%s"
+        log.info(line, table.version, len(table.shards), table.redundancy())
         self._send_report()
 
     def lose(self, shard_id: ShardId, reason: str, *, is_wrong: bool = False) -> None:

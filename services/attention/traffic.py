@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from monitoring.meter import Histogram
 from monitoring.metric import PREFIX
 from monitoring.totals import Key, number
+from router.jit import jit
 from services.attention.layer_times import LayerTimes
 
 EXPERT_ROWS: Key = (f"{PREFIX}expert_rows_total",)
@@ -40,9 +41,7 @@ class Traffic:
         if self.expert_rows is None or self.activated is None or self.batches is None:
             self.expert_rows = np.zeros(shape, np.int64)
             self.activated, self.batches = np.zeros((2, shape[0]), np.int64)
-        rows = np.bincount(ids.reshape(-1), minlength=shape[1])
-        self.expert_rows[layer] += rows
-        self.activated[layer] += np.count_nonzero(rows)
+        self.activated[layer] += _add_rows(self.expert_rows, layer, ids)
         self.batches[layer] += 1
 
     def totals(self, times: LayerTimes) -> dict[Key, NDArray[np.float64]]:
@@ -74,3 +73,19 @@ class Traffic:
             totals[f"{PREFIX}layer_activated_experts_total",] = self.activated.astype(np.float64)
             totals[f"{PREFIX}layer_steps_total",] = self.batches.astype(np.float64)
         return totals
+
+
+def warm_up() -> None:
+    """Compile the loop."""
+    Traffic().count(0, np.zeros((1, 1), np.int32), (1, 1))
+
+
+@jit
+def _add_rows(expert_rows: NDArray[np.int64], layer: int, ids: NDArray[np.int32]) -> int:
+    """Add a layer's choices [T, K] to expert_rows [L, E]; how many experts have any."""
+    rows, is_activated = expert_rows[layer], np.zeros(expert_rows.shape[1], np.bool_)
+    for t in range(ids.shape[0]):
+        for k in range(ids.shape[1]):
+            rows[ids[t, k]] += 1
+            is_activated[ids[t, k]] = True
+    return int(is_activated.sum())

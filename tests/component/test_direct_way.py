@@ -17,6 +17,7 @@ from router.combine import combine
 from router.table import ShardId
 from services.attention import direct_layer
 from services.attention.layer_step import LayerStep
+from services.attention.remote_pool import NOTED_AT_ONCE
 from services.attention.traffic import EXPERT_ROWS
 from services.experts.worker import ShardWorker
 from services.transport.direct_link import MOST_BYTES
@@ -89,6 +90,23 @@ def test_after_the_first_layer_all_go_the_short_way(pool: Pool, ways: Ways) -> N
     )
     pool.remote._send_report()
     assert EXPERT_ROWS in pool.feed.reports[-1].totals
+
+
+def test_layers_are_noted_some_at_once_and_all_when_a_step_ends(pool: Pool) -> None:
+    remote, last = pool.remote, pool.remote._last_layer
+    pool.compute()
+    remote._last_layer = last + 1
+    untold = []
+    for _ in range(3 * NOTED_AT_ONCE):
+        pool.compute()
+        untold.append(len(remote._untold))
+    assert max(untold) == NOTED_AT_ONCE
+    assert untold.count(1) == 3
+    remote._last_layer = last
+    pool.compute()
+    assert not remote._untold
+    assert remote.times.layers == 2 + 3 * NOTED_AT_ONCE
+    assert remote.traffic.rows_returned == int(np.sum(remote.traffic.expert_rows))  # type: ignore[arg-type]
 
 
 def test_halves_and_large_layers_go_the_long_way_and_the_next_is_short(
