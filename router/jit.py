@@ -1,17 +1,44 @@
 """The one door to numba: compiled loops that keep their types for the checker.
 
-Kernels release the GIL and are cached beside the source, so only the first process compiles.
+Kernels release the GIL and are cached on disk, so only the first process compiles.
 """
 
 from collections.abc import Callable
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
 from typing import ParamSpec, TypeVar, cast
 
-from numba import njit
+import numba
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
+ROOT = Path(__file__).parents[1]
+WITH_LOOPS = ("router", "services")
+
 
 def jit(function: Callable[P, R]) -> Callable[P, R]:
     """Compile `function` at its first call: nogil, cached on disk, IEEE order kept."""
-    return cast("Callable[P, R]", njit(cache=True, nogil=True, error_model="numpy")(function))
+    before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, _cache()  # read by njit, here
+    try:
+        compiled = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
+    finally:
+        numba.config.CACHE_DIR = before
+    return cast("Callable[P, R]", compiled)
+
+
+@lru_cache(1)
+def _cache() -> str:
+    """A folder for this state of all loops, in NUMBA_CACHE_DIR if there is one.
+
+    numba itself looks whether a loop's own file has changed, and not at loops that it calls, whose
+    code is in its own.
+    """
+    digest = sha256()
+    for folder in WITH_LOOPS:
+        for file in sorted((ROOT / folder).rglob("*.py")):
+            if b"@jit" in (source := file.read_bytes()):
+                digest.update(source)
+    base = numba.config.CACHE_DIR or Path(__file__).parent / "__pycache__"
+    return f"{base}/loops-{digest.hexdigest()[:12]}"
