@@ -48,14 +48,14 @@ class Sum:
 
     def __init__(self, like: torch.Tensor, topk_weights: torch.Tensor) -> None:
         """like: [T, H] of the rows' dtype; topk_weights: [T, K] float32, same device."""
-        self._weights = topk_weights
-        n_numbers = like.numel() * topk_weights.shape[1]
-        self._add_up = _add_up_bfloat16 if like.dtype is torch.bfloat16 else _add_up
+        self._weights, dtype = topk_weights, like.dtype
+        self._add_up = _add_up_bfloat16 if dtype is torch.bfloat16 else _add_up
         self._is_compiled = like.is_cpu and (
-            like.dtype is torch.bfloat16 or (like.dtype is torch.float32 and n_numbers <= SMALL)
+            dtype is torch.bfloat16
+            or (dtype is torch.float32 and like.numel() * topk_weights.shape[1] <= SMALL)
         )
         if self._is_compiled:
-            self._out = torch.empty(like.shape, dtype=like.dtype)
+            self._out = torch.empty(like.shape, dtype=dtype)
             self._rounded, self._gate = as_array(self._out), topk_weights.contiguous().numpy()
 
     def of(self, rows: Rows) -> tuple[torch.Tensor, bool]:

@@ -35,10 +35,12 @@ class DirectLayer:
         layer: int,
         x: torch.Tensor,
         ids: NDArray[np.int32],
+        room: tuple[Rows, NDArray[np.uint8]],
     ) -> None:
+        """room: see `_room`."""
         self._pool, self._link, self._launched = pool, link, launched
         self._layer, self._x, self._ids = layer, x, ids
-        self._answers, self._as_bytes = _room(ids.size, x.shape[1], CODES[x.dtype])
+        self._answers, self._as_bytes = room
         self._seen = link.seen
         self._has_landed = False
         self._long_way: LayerStep | None = None
@@ -118,21 +120,25 @@ def launch(
     if pool.dead or pool.turns.is_split or pool.steps.is_followed:
         return None
     link = pool.link.direct(table.shards)
-    if link is None or not (ids.size and x.is_cpu and x.is_contiguous() and x.dtype in CODES):
+    code = CODES.get(x.dtype)
+    if link is None or code is None or not (ids.size and x.is_cpu and x.is_contiguous()):
         return None
+    hidden = x.shape[1]
     launched = link.launch(
         layer,
         ids,
         x.data_ptr(),
-        hidden=x.shape[1],
-        row_bytes=x.shape[1] * x.itemsize,
-        dtype=CODES[x.dtype],
+        hidden=hidden,
+        row_bytes=hidden * x.itemsize,
+        dtype=code,
         table=table,
         load=pool.service_times.load(),
         policy=pool.settings.policy,
         numbers=pool.numbers,
     )
-    return None if launched is None else DirectLayer(pool, link, launched, layer, x, ids)
+    if launched is None:
+        return None
+    return DirectLayer(pool, link, launched, layer, x, ids, _room(ids.size, hidden, code))
 
 
 @lru_cache(ROOMS_KEPT)

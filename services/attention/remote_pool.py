@@ -42,6 +42,8 @@ COMPILED = (grouped_topk, choose, dispatch, combine, service_times, direct_link,
 WAIT_LOG_INTERVAL_S = 5.0
 REPORT_INTERVAL_S = 0.5
 NOTED_AT_ONCE = 8  # layers; the first of them takes as long as the others together
+Untold = tuple[ReplicaTable, int, NDArray[np.int32], LayerStep | DirectLayer, tuple[float, ...]]
+"""A layer that has ended: its table, index, ids, rows that were away, and when what happened."""
 FORGIVE_S = 5.0  # in which the controller would have published a table without a dead shard
 
 
@@ -63,7 +65,7 @@ class RemotePool:
         self.steps = Steps.of(settings)
         self.turns = Turns()
         self.open_layers: list[LayerStep] = []  # one, or one of each half of a step
-        self._untold: list[tuple[ReplicaTable, LayerStep | DirectLayer, tuple[float, ...]]] = []
+        self._untold: list[Untold] = []
         self._report = WorkerReport()
         self._last_layer = 0
         self._in_step = False
@@ -103,8 +105,7 @@ class RemotePool:
             table = self._feed.wait(timeout_s=1.0)
             if table is not None:
                 self._adopt(table)
-            current = self._table
-            if current is not None and current.is_complete:
+            if (current := self._table) is not None and current.is_complete:
                 break
             now_s = time.monotonic()
             if now_s - logged_s >= WAIT_LOG_INTERVAL_S:
@@ -151,7 +152,6 @@ class RemotePool:
         sent_s = time.perf_counter()
         if len(self._untold) >= NOTED_AT_ONCE or isinstance(step, LayerStep):
             self._note_times()
-        self.traffic.count(layer, ids, table.counts.shape)
         total = combine.Sum(x, topk_weights)
         meanwhile()
         waiting_s = time.perf_counter()
@@ -164,7 +164,7 @@ class RemotePool:
             out, _ = total.of(answers)
         ended_s = time.perf_counter() - left_s
         marks = (began_s, step.chosen_s, sent_s, waiting_s, answered_s, ended_s)
-        self._untold.append((table, step, marks))
+        self._untold.append((table, layer, ids, step, marks))
         if followed is not None:
             followed.ended(marks, step.long_way().answered)
         if layer == self._last_layer and self.turns.ends:
@@ -175,7 +175,8 @@ class RemotePool:
 
     def _note_times(self) -> None:
         """Of layers that have ended; called while rows are away, or when a step ends."""
-        for table, step, marks in self._untold:
+        for table, layer, ids, step, marks in self._untold:
+            self.traffic.count(layer, ids, table.counts.shape)
             times, slowest = step.account(len(table.shards))
             if self._table is table:  # else the answers are of shards that it numbers otherwise
                 self.service_times.observe(times)

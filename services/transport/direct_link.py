@@ -7,8 +7,8 @@ from there: nothing is decided here but which shard gets what.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from select import POLLIN
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +26,7 @@ from services.transport.words import N_WORDS
 MOST_BYTES = 1 << 20  # of a message; the way of larger ones takes a small part of their time
 
 
-@dataclass(frozen=True, slots=True)
-class Launched:
+class Launched(NamedTuple):
     """Rows of one layer that are away. plan: see `router.dispatch`."""
 
     plan: NDArray[np.int32]
