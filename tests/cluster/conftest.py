@@ -61,7 +61,7 @@ class Application:
         """Scenario → result of `python -m deploy bench faults`, which prints its table."""
         done = self.deploy("bench", "faults", "--json", str(out), *words, timeout_s=560)
         print(done.stdout, done.stderr)
-        assert out.exists(), done.stderr
+        assert not done.returncode, done.stderr
         return {result["scenario"]: result for result in json.loads(out.read_text())["results"]}
 
     def processes(self, title: str) -> list[int]:
