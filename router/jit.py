@@ -15,7 +15,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 ROOT = Path(__file__).parents[1]
-WITH_LOOPS = ("router", "services")
+COMPILED_IN = ("router", "services/transport")
+"""Where loops have other loops from, and the constants that are compiled into them."""
 
 
 def jit(function: Callable[P, R]) -> Callable[P, R]:
@@ -30,15 +31,13 @@ def jit(function: Callable[P, R]) -> Callable[P, R]:
 
 @lru_cache(1)
 def _cache() -> str:
-    """A folder for this state of all loops, in NUMBA_CACHE_DIR if there is one.
+    """A folder for this state of the sources, in NUMBA_CACHE_DIR if there is one.
 
-    numba itself looks whether a loop's own file has changed, and not at loops that it calls, whose
-    code is in its own.
+    numba itself looks whether a loop's own file has changed, and not at what else is compiled in.
     """
     digest = sha256()
-    for folder in WITH_LOOPS:
-        for file in sorted((ROOT / folder).rglob("*.py")):
-            if b"@jit" in (source := file.read_bytes()):
-                digest.update(source)
+    for folder in COMPILED_IN:
+        for file in sorted((ROOT / folder).glob("*.py")):
+            digest.update(file.read_bytes())
     base = numba.config.CACHE_DIR or Path(__file__).parent / "__pycache__"
     return f"{base}/loops-{digest.hexdigest()[:12]}"
